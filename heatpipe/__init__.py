@@ -1,0 +1,35 @@
+"""heatpipe: liquidation heatmaps of the Kiyotaka Data API, brought home as partitioned Parquet."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from heatpipe.config import Settings as Settings
+    from heatpipe.ingest import backfill as backfill
+    from heatpipe.model import Series as Series
+    from heatpipe.scan import scan as scan
+    from heatpipe.sql import connect as connect
+
+__version__ = "0.1.0"
+
+__all__ = ["backfill", "connect", "scan", "Series", "Settings"]
+
+_HOMES = {
+    "backfill": "heatpipe.ingest",
+    "connect": "heatpipe.sql",
+    "scan": "heatpipe.scan",
+    "Series": "heatpipe.model",
+    "Settings": "heatpipe.config",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Imported on first use: the command line must not wait for polars, nor an analyst for httpx.
+    if name not in _HOMES:
+        raise AttributeError(f"module 'heatpipe' has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

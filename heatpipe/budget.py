@@ -1,0 +1,125 @@
+"""The weight budget: a token bucket with a hold. Spends nothing by itself; knows no network."""
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Final, Protocol
+
+DEFAULT_HOLD_S: Final = 5.0
+"""First hold where a 429 names no time; doubles with each one that follows without an answer between."""
+MAX_HOLD_S: Final = 300.0
+
+
+class Lease(Protocol):
+    """What the client needs of a budget; a flow may inject one that several processes share."""
+
+    def spend(self, weight: int) -> float:
+        """Wait until `weight` may be spent, and spend it; return the seconds that a hold was waited for."""
+
+    def hold(self, retry_after_s: float | None) -> None:
+        """Let nobody spend for so long: the upstream said so."""
+
+    def answered(self) -> None:
+        """Note that the upstream answered: holds without a time start small again."""
+
+
+class Budget:
+    """A token bucket that starts full, shared by the threads of one process.
+
+    In any span of T seconds at most ``burst + per_minute * T / 60`` is spent.
+
+    Parameters
+    ----------
+    per_minute, burst : float
+        Weight that comes in per minute, and the most that can be saved up.
+    clock : callable
+        Monotonic seconds.
+    sleep : callable
+        Sleeps for so many seconds; may raise to end the wait.
+    """
+
+    def __init__(
+        self,
+        per_minute: float,
+        burst: float,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        if per_minute <= 0 or burst <= 0:
+            raise ValueError("a budget that never fills cannot be spent")
+        self._per_s = per_minute / 60
+        self._burst = burst
+        self._clock = clock
+        self._sleep = sleep
+        self._turn = threading.Lock()  # whoever waits for weight; the others queue behind it
+        self._state = threading.Lock()
+        self._level = float(burst)
+        self._filled_at = clock()
+        self._held_from = self._held_until = self._filled_at
+        self._next_hold_s = DEFAULT_HOLD_S
+
+    def spend(self, weight: int) -> float:
+        """Wait until `weight` is there and nobody is held, then take it.
+
+        Returns
+        -------
+        float
+            The part of the wait, in seconds, that a hold was the cause of.
+
+        Raises
+        ------
+        ValueError
+            The bucket can never hold that much.
+        """
+        if weight > self._burst:
+            raise ValueError(f"a weight of {weight} never fits a burst of {self._burst}")
+        came = self._clock()
+        with self._turn:
+            while wait_s := self._take(weight):
+                self._sleep(wait_s)
+        with self._state:
+            return max(0.0, min(self._clock(), self._held_until) - max(came, self._held_from))
+
+    def _take(self, weight: int) -> float:
+        """Take the weight and return 0, or return the seconds until it may be there."""
+        with self._state:
+            now = self._fill()
+            if now < self._held_until:
+                return self._held_until - now
+            if self._level < weight:
+                # a hair more than needed: rounding must not make a waiter spin
+                return (weight - self._level) / self._per_s + 1e-6
+            self._level -= weight
+            return 0.0
+
+    def _fill(self) -> float:
+        now = self._clock()
+        self._level = min(self._burst, self._level + (now - self._filled_at) * self._per_s)
+        self._filled_at = now
+        return now
+
+    def hold(self, retry_after_s: float | None) -> None:
+        """Empty the bucket and hold everyone: a 429 came, so the upstream's own bucket is empty.
+
+        Parameters
+        ----------
+        retry_after_s : float or None
+            Seconds that the upstream named; None doubles the last hold, from 5 seconds up, unless that one lasts.
+        """
+        with self._state:
+            now = self._fill()
+            self._level = 0.0
+            if retry_after_s is None:
+                if now < self._held_until:
+                    return  # sent before the hold began: one refusal, not several
+                retry_after_s = self._next_hold_s
+                self._next_hold_s = min(MAX_HOLD_S, 2 * self._next_hold_s)
+            if now >= self._held_until:
+                self._held_from = now
+            self._held_until = max(self._held_until, now + retry_after_s)
+
+    def answered(self) -> None:
+        """Let the next hold without a time be the shortest again."""
+        with self._state:
+            self._next_hold_s = DEFAULT_HOLD_S

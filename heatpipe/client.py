@@ -1,0 +1,332 @@
+"""Request to response body. The only file that knows httpx, retries and status codes."""
+
+import email.utils
+import json
+import random
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import httpx
+
+from heatpipe import __version__
+from heatpipe.budget import Lease
+from heatpipe.config import Settings
+from heatpipe.errors import (
+    ConfigError,
+    HeatpipeError,
+    HistoryError,
+    KeyRefusedError,
+    RateLimitedError,
+    RequestError,
+    SymbolError,
+    TierError,
+    TooHeavyError,
+    TransientError,
+)
+from heatpipe.model import Window
+from heatpipe.upstream import LIQUIDATIONS, POINTS_PATH
+
+MAX_REQUESTS: Final = 40
+"""Most requests that one window and its halves may cost."""
+BACKOFF_FIRST_S: Final = 0.5
+BACKOFF_MOST_S: Final = 30.0
+BYTES_PER_LEVEL: Final = 64
+"""Cap on an answer: bytes per level that could be in it, headers counted as one. Real ones take about 16."""
+ENVELOPE_BYTES: Final = 1 << 16
+CHUNK_BYTES: Final = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """An answer of status 200, decompressed.
+
+    Parameters
+    ----------
+    data : bytearray
+        The document.
+    wire_bytes : int
+        Its size as it travelled.
+    asked_at : float
+        Unix seconds at which the request was sent: the earlier of our clock and the answer's ``Date``.
+    """
+
+    data: bytearray
+    wire_bytes: int
+    asked_at: float
+
+
+class Client:
+    """Speaks to the upstream: one pool of connections, one budget. Threads may share it.
+
+    Parameters
+    ----------
+    settings : Settings
+        Where, with which key, how long to wait.
+    budget : Lease
+        Every attempt spends its weight there first.
+    sleep : callable
+        Sleeps for so many seconds between attempts; may raise to end the wait.
+    clock : callable
+        Unix seconds.
+    monotonic : callable
+        Seconds for measuring patience.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        budget: Lease,
+        *,
+        sleep: Callable[[float], None] = time.sleep,
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._settings = settings
+        self._budget = budget
+        self._sleep = sleep
+        self._clock = clock
+        self._monotonic = monotonic
+        self._http = httpx.Client(
+            base_url=settings.url,
+            headers={
+                settings.key_header: settings.key().reveal(),
+                "User-Agent": f"heatpipe/{__version__}",
+                "Accept": "application/json",
+                "Accept-Encoding": "gzip",
+            },
+            timeout=settings.timeout_s,
+            limits=httpx.Limits(max_connections=settings.concurrency),
+            follow_redirects=False,
+            trust_env=True,
+        )
+
+    def close(self) -> None:
+        """Close the connections, those of requests in flight as well."""
+        self._http.close()
+
+    def fetch(self, window: Window, spent: "Spent") -> Body:
+        """Ask for one window, trying again while the fault is a passing one.
+
+        Spends the window's weight with every attempt.
+
+        Parameters
+        ----------
+        window : Window
+            What to ask for.
+        spent : Spent
+            Counts the requests and their weight.
+
+        Raises
+        ------
+        TransientError
+            The fault did not pass within the patience.
+        TooHeavyError, RequestError, ConfigError
+            As the upstream said; see `heatpipe.errors`.
+        """
+        failing_s = 0.0
+        backoffs = _backoffs()
+        while True:
+            failing_s += self._budget.spend(window.weight)
+            started = self._monotonic()
+            try:
+                body = self._ask(window, spent)
+            except RateLimitedError as exc:
+                self._budget.hold(exc.retry_after_s)
+                fault: TransientError = exc
+            except TransientError as exc:
+                fault = exc
+                if failing_s < self._settings.patience_s:
+                    self._sleep(next(backoffs))
+            else:
+                self._budget.answered()
+                return body
+            failing_s += self._monotonic() - started
+            if failing_s >= self._settings.patience_s:
+                raise fault
+
+    def _ask(self, window: Window, spent: "Spent") -> Body:
+        """Send one request; return its body or raise what its answer means."""
+        asked_at = self._clock()
+        spent.add(window.weight)
+        try:
+            with self._http.stream("GET", POINTS_PATH, params=_parameters(window)) as response:
+                if response.status_code != httpx.codes.OK:
+                    raise self._refusal(response, window)
+                data, wire_bytes = self._receive(response, window)
+        except httpx.TimeoutException as exc:
+            raise TransientError(f"{window}: no answer within {self._settings.timeout_s:g} s") from exc
+        except httpx.HTTPError as exc:
+            raise TransientError(f"{window}: {self._clean(str(exc)) or type(exc).__name__}") from exc
+        return Body(data, wire_bytes, min(asked_at, _date_of(response) or asked_at))
+
+    def _receive(self, response: httpx.Response, window: Window) -> tuple[bytearray, int]:
+        """Read and inflate a body, no further than its cap; return it and its size on the wire."""
+        cap = body_cap(window)
+        give_up_at = self._monotonic() + max(self._settings.patience_s, self._settings.timeout_s)
+        inflate = _inflater(response.headers.get("Content-Encoding", ""), window)
+        data = bytearray()
+        wire_bytes = 0
+        for chunk in response.iter_raw(CHUNK_BYTES):
+            wire_bytes += len(chunk)
+            for piece in inflate(chunk):
+                data += piece
+                if len(data) > cap:
+                    raise TooHeavyError(f"{window}: the answer is larger than {cap:,} bytes")
+            if self._monotonic() > give_up_at:
+                raise TransientError(f"{window}: the answer drips in too slowly")
+        inflate.finish()
+        return data, wire_bytes
+
+    def _refusal(self, response: httpx.Response, window: Window) -> HeatpipeError:
+        """Return the error that an answer other than 200 means."""
+        code, message, retry_after_s = self._read_refusal(response)
+        status = response.status_code
+        said = f"{window}: the upstream answered {status}" + (f" {code}" if code else "")
+        said += f" ({message})" if message else ""
+        if status == httpx.codes.TOO_MANY_REQUESTS:
+            named = _retry_after(response.headers, self._clock())
+            return RateLimitedError(said, retry_after_s if named is None else named)
+        if status == httpx.codes.GATEWAY_TIMEOUT:
+            return TooHeavyError(said)
+        if status == httpx.codes.UNAUTHORIZED:
+            return KeyRefusedError("the upstream refuses the API key (401); check KIYOTAKA_API_KEY and the API's URL")
+        if status == httpx.codes.FORBIDDEN:
+            return _forbidden(said, f"{code} {message}".lower())
+        if status == httpx.codes.BAD_REQUEST:
+            return SymbolError(said) if code == "INVALID_SYMBOL" else RequestError(said)
+        if status == httpx.codes.NOT_FOUND or response.is_redirect:
+            return ConfigError(f"{said}; is {self._settings.url} the API's URL?")
+        return TransientError(said)
+
+    def _read_refusal(self, response: httpx.Response) -> tuple[str, str, float | None]:
+        """Return `error`, `message` and `retry_after` of an error body, as far as it has them."""
+        text = bytearray()
+        inflate = _inflater(response.headers.get("Content-Encoding", ""), None)
+        try:
+            for chunk in response.iter_raw(CHUNK_BYTES):
+                for piece in inflate(chunk):
+                    text += piece
+                if len(text) > ENVELOPE_BYTES:
+                    break
+            found = json.loads(bytes(text[:ENVELOPE_BYTES]))
+        except (httpx.HTTPError, TransientError, ValueError, RecursionError):
+            return "", "", None
+        if not isinstance(found, dict):
+            return "", "", None
+        wait = found.get("retry_after")
+        return (
+            self._clean(str(found.get("error", ""))),
+            self._clean(str(found.get("message", ""))),
+            float(wait) if type(wait) in (int, float) and 0 <= wait < float("inf") else None,
+        )
+
+    def _clean(self, text: str) -> str:
+        """Make a foreign text fit for a terminal: one short line, no control characters, no key."""
+        text = text.replace(self._settings.key().reveal(), "(key)")
+        return "".join(c if c.isprintable() else " " for c in text)[:200].strip()
+
+
+class Spent:
+    """What one window, with all that it was split into, has cost so far."""
+
+    def __init__(self) -> None:
+        self.requests = 0
+        self.weight = 0
+        self._lock = threading.Lock()
+
+    def add(self, weight: int) -> None:
+        """Count one request."""
+        with self._lock:
+            self.requests += 1
+            self.weight += weight
+
+
+def body_cap(window: Window) -> int:
+    """Most bytes that an honest answer for a window can have."""
+    return ENVELOPE_BYTES + BYTES_PER_LEVEL * window.points * (window.series.depth + 1)
+
+
+def _parameters(window: Window) -> dict[str, str]:
+    series = window.series
+    parameters = {
+        "type": LIQUIDATIONS.name,
+        "coin": series.coin,
+        "interval": series.interval,
+        "from": str(window.span.start),
+        "period": str(window.span.seconds),
+        "maxDepth": str(series.depth),
+        "flatten": "true",
+    }
+    if series.unit == "usd":
+        parameters["transform.normalize.quote"] = "USD"
+    return parameters
+
+
+def _backoffs() -> Iterator[float]:
+    """Seconds between attempts: doubling to a cap, each with full jitter, so that a crowd spreads."""
+    most = BACKOFF_FIRST_S
+    while True:
+        yield random.uniform(most / 4, most)  # noqa: S311 - nothing here is a secret
+        most = min(BACKOFF_MOST_S, 2 * most)
+
+
+class _inflater:  # noqa: N801 - used like a function
+    """Inflates a stream chunk by chunk, in pieces of bounded size: a bomb is noticed before it is memory."""
+
+    def __init__(self, encoding: str, window: Window | None) -> None:
+        self._window = window
+        encoding = encoding.strip().lower()
+        if encoding not in ("", "identity", "gzip"):
+            raise TransientError(f"{window}: the answer is encoded as {encoding[:20]!a}, asked was gzip")
+        self._stream = zlib.decompressobj(wbits=31) if encoding == "gzip" else None
+
+    def __call__(self, chunk: bytes) -> Iterator[bytes]:
+        if self._stream is None:
+            yield chunk
+            return
+        try:
+            while chunk:
+                if self._stream.eof:  # another gzip member follows
+                    self._stream = zlib.decompressobj(wbits=31)
+                yield self._stream.decompress(chunk, 16 * CHUNK_BYTES)
+                chunk = self._stream.unconsumed_tail or self._stream.unused_data
+        except zlib.error as exc:
+            raise TransientError(f"{self._window}: the compressed answer is damaged") from exc
+
+    def finish(self) -> None:
+        """Raise unless the stream is whole."""
+        if self._stream is not None and not self._stream.eof:
+            raise TransientError(f"{self._window}: the compressed answer is cut short")
+
+
+def _forbidden(said: str, text: str) -> HeatpipeError:
+    """Tell the three reasons of a 403 apart; the vendor documents no codes for them, so by their words."""
+    if "histor" in text:
+        return HistoryError(f"{said}; set history_days to what your tier sells")
+    if "point" in text:
+        return TierError(f"{said}; your tier allows fewer points a request than {LIQUIDATIONS.points_per_weight}")
+    return TierError(f"{said}; liquidation heatmaps need the Advanced or Enterprise tier")
+
+
+def _retry_after(headers: Mapping[str, str], now: float) -> float | None:
+    """Seconds that a Retry-After header names, as a number or as an HTTP date."""
+    text = headers.get("Retry-After", "").strip()
+    if text.isascii() and text.isdigit():
+        return float(text)
+    at = _http_date(text)
+    return None if at is None else max(0.0, at - now)
+
+
+def _date_of(response: httpx.Response) -> float | None:
+    return _http_date(response.headers.get("Date", ""))
+
+
+def _http_date(text: str) -> float | None:
+    try:
+        return email.utils.parsedate_to_datetime(text).timestamp()
+    except (ValueError, TypeError, OverflowError):
+        return None

@@ -1,0 +1,408 @@
+"""Flags, environment and TOML file to Settings, in that order of precedence. Reads one file and the environment."""
+
+import os
+import tomllib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, date, datetime, time, timedelta
+from difflib import get_close_matches
+from math import isfinite
+from pathlib import Path
+from typing import Any, Final, Self
+from urllib.parse import urlsplit
+
+from heatpipe.errors import ConfigError, KeyRefusedError
+from heatpipe.model import Series, Span
+from heatpipe.plan import Horizon
+from heatpipe.upstream import BURST, DEFAULT_KEY_HEADER, DEFAULT_URL, HISTORY_DAYS, WEIGHT_PER_MINUTE
+
+KEY_VARIABLE: Final = "KIYOTAKA_API_KEY"
+LOOPBACK: Final = ("localhost", "127.0.0.1", "::1")
+
+
+class Secret:
+    """A text that no repr, str, format or pickle shows."""
+
+    __slots__ = ("_text",)
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def reveal(self) -> str:
+        """Return the text, for the one place that sends it."""
+        return self._text
+
+    def __repr__(self) -> str:
+        return "Secret(…)"
+
+    def __reduce__(self) -> str:
+        raise TypeError("a Secret is not written down")
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One thing to keep on disk, from a ``[[series]]`` table or from flags.
+
+    Parameters
+    ----------
+    series : Series
+        What.
+    start, end : int or None
+        From when to when, in Unix seconds; None where it was not said.
+    """
+
+    series: Series
+    start: int | None = None
+    end: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Everything that can be set, checked.
+
+    Parameters
+    ----------
+    api_key : Secret or None
+        From the environment only.
+    url, key_header : str
+        Where the API is, and the header that carries the key.
+    weight_per_minute, burst : int
+        The key's budget.
+    history_days : int
+        Days of history that the tier sells; 0 for all.
+    timeout_s : float
+        Seconds without a byte, or for connecting, after which a request has failed.
+    patience_s : float
+        Seconds for which one window may keep failing.
+    concurrency : int
+        Requests in flight.
+    settle_s : int
+        Seconds after its end at which an interval is closed.
+    root : str
+        The dataset's folder.
+    targets : tuple of Target
+        What the file's ``[[series]]`` name.
+    """
+
+    api_key: Secret | None = field(default=None)
+    url: str = DEFAULT_URL
+    key_header: str = DEFAULT_KEY_HEADER
+    weight_per_minute: int = WEIGHT_PER_MINUTE
+    burst: int = BURST
+    history_days: int = HISTORY_DAYS
+    timeout_s: float = 60.0
+    patience_s: float = 600.0
+    concurrency: int = 4
+    settle_s: int = 120
+    root: str = "data"
+    targets: tuple[Target, ...] = ()
+
+    def horizon(self, now: float) -> Horizon:
+        """Return what can be asked for at a moment."""
+        return Horizon(now, self.settle_s, self.history_days)
+
+    def key(self) -> Secret:
+        """Return the API key.
+
+        Raises
+        ------
+        KeyRefusedError
+            There is none.
+        """
+        if self.api_key is None:
+            raise KeyRefusedError(
+                f"no API key: set the environment variable {KEY_VARIABLE} (the sandbox takes 'sandbox-key')"
+            )
+        return self.api_key
+
+    @classmethod
+    def load(
+        cls,
+        overrides: Mapping[str, Any] | None = None,
+        *,
+        file: str | None = None,
+        environment: Mapping[str, str] = os.environ,
+    ) -> Self:
+        """Put settings together: `overrides`, else the environment, else the TOML file, else the defaults.
+
+        Parameters
+        ----------
+        overrides : mapping, optional
+            Fields of Settings by name; None stands for "not given".
+        file : str, optional
+            Path of a TOML file.
+        environment : mapping
+            Variables, `os.environ` unless a test says otherwise.
+
+        Raises
+        ------
+        ConfigError
+            A value, a key or the file is wrong; names it and its place.
+        """
+        found: dict[str, Any] = {} if file is None else _read_file(file)
+        found |= _read_environment(environment)
+        for name, value in (overrides or {}).items():
+            if value is not None:
+                found[name] = _FIELDS[name].check(value, _FIELDS[name].flag)
+        return cls(**found)
+
+    def with_root(self, root: str) -> Self:
+        """Return the same for another dataset."""
+        return replace(self, root=root)
+
+
+@dataclass(frozen=True, slots=True)
+class _Field:
+    """Where one setting can be given, and what it may be."""
+
+    table: str
+    key: str
+    variable: str
+    flag: str
+    parse: Callable[[str], Any]
+    problem: Callable[[Any], str | None]
+
+    def check(self, value: Any, place: str) -> Any:
+        problem = self.problem(value)
+        if problem:
+            raise ConfigError(f"{place}: {problem}")
+        return value
+
+    def read_text(self, text: str) -> Any:
+        try:
+            value = self.parse(text)
+        except ValueError:
+            raise ConfigError(f"{self.variable}: {text!r} is not a number") from None
+        return self.check(value, self.variable)
+
+
+def _number_from(least: float, most: float, *, whole: bool) -> Callable[[Any], str | None]:
+    def problem(value: Any) -> str | None:
+        kind = (int,) if whole else (int, float)
+        if isinstance(value, bool) or not isinstance(value, kind) or not isfinite(value):
+            return f"{value!r} is not a {'whole ' if whole else ''}number"
+        return None if least <= value <= most else f"{value} is not between {least} and {most}"
+
+    return problem
+
+
+def _url_problem(value: Any) -> str | None:
+    if not isinstance(value, str):
+        return f"{value!r} is not a URL"
+    try:
+        parts = urlsplit(value)
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        return f"{value!r} is not a URL"
+    if parts.scheme not in ("http", "https") or not host:
+        return f"{value!r} is not a URL such as {DEFAULT_URL}"
+    if parts.username or parts.password or parts.query or parts.fragment:
+        return "a URL with a user, a password, a query or a fragment is refused"
+    if parts.scheme == "http" and host not in LOOPBACK:
+        return f"the key would travel in clear to {host}: use https (http is for loopback only)"
+    return None
+
+
+def _header_problem(value: Any) -> str | None:
+    if isinstance(value, str) and value and all(c.isascii() and (c.isalnum() or c in "-_") for c in value):
+        return None
+    return f"{value!r} is not the name of an HTTP header"
+
+
+def _root_problem(value: Any) -> str | None:
+    if not isinstance(value, str) or not value or "\0" in value:
+        return f"{value!r} is not a path"
+    if "://" in value:
+        return f"{value!r}: only local folders are supported"
+    return None
+
+
+_FIELDS: Final = {
+    name: _Field(*spec)
+    for name, spec in {
+        "url": ("api", "url", "HEATPIPE_API_URL", "--api-url", str, _url_problem),
+        "key_header": ("api", "key_header", "HEATPIPE_KEY_HEADER", "key_header", str, _header_problem),
+        "weight_per_minute": (
+            *("api", "weight_per_minute", "HEATPIPE_WEIGHT_PER_MINUTE", "weight_per_minute"),
+            *(int, _number_from(1, 10**9, whole=True)),
+        ),
+        "burst": ("api", "burst", "HEATPIPE_BURST", "burst", int, _number_from(5, 10**9, whole=True)),
+        "history_days": (
+            *("api", "history_days", "HEATPIPE_HISTORY_DAYS", "history_days"),
+            *(int, _number_from(0, 36500, whole=True)),
+        ),
+        "timeout_s": (
+            *("api", "timeout_s", "HEATPIPE_TIMEOUT_S", "timeout_s"),
+            *(float, _number_from(0.01, 3600, whole=False)),
+        ),
+        "patience_s": (
+            *("api", "patience_s", "HEATPIPE_PATIENCE_S", "patience_s"),
+            *(float, _number_from(0, 86400, whole=False)),
+        ),
+        "concurrency": (
+            *("api", "concurrency", "HEATPIPE_CONCURRENCY", "concurrency"),
+            *(int, _number_from(1, 64, whole=True)),
+        ),
+        "settle_s": (
+            *("api", "settle_s", "HEATPIPE_SETTLE_S", "settle_s"),
+            *(int, _number_from(0, 86400, whole=True)),
+        ),
+        "root": ("dataset", "root", "HEATPIPE_DATA", "--data", str, _root_problem),
+    }.items()
+}
+
+
+def _read_environment(environment: Mapping[str, str]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, spec in _FIELDS.items():
+        text = environment.get(spec.variable, "")
+        if text:
+            found[name] = spec.read_text(text)
+    key = environment.get(KEY_VARIABLE, "").strip()
+    if key:
+        if not (key.isascii() and key.isprintable()):
+            raise KeyRefusedError(f"{KEY_VARIABLE} holds characters that no API key has")
+        found["api_key"] = Secret(key)
+    return found
+
+
+def _read_file(file: str) -> dict[str, Any]:
+    try:
+        text = Path(file).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as exc:
+        reason = exc.strerror if isinstance(exc, OSError) else "it is not UTF-8"
+        raise ConfigError(f"cannot read the configuration file {file}: {reason}") from exc
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as exc:
+        raise ConfigError(f"{file} is not TOML: {exc}") from exc
+    tables: dict[str, Any] = {spec.table: {} for spec in _FIELDS.values()} | {"series": {}}
+    _refuse_unknown(document, tables, file)
+    found: dict[str, Any] = {}
+    for table in ("api", "dataset"):
+        keys = {spec.key: name for name, spec in _FIELDS.items() if spec.table == table}
+        given = document.get(table, {})
+        if not isinstance(given, dict):
+            raise ConfigError(f"{file}: {table} is not a table; write [{table}]")
+        if "api_key" in given or "key" in given:
+            raise ConfigError(f"{file}: a key never stands in a file; set {KEY_VARIABLE}")
+        _refuse_unknown(given, keys, f"{file}, [{table}]")
+        for key, value in given.items():
+            found[keys[key]] = _FIELDS[keys[key]].check(value, f"{file}, [{table}] {key}")
+    found["targets"] = _read_targets(document.get("series", []), file)
+    return found
+
+
+def _refuse_unknown(given: Mapping[str, Any], known: Iterable[str], place: str) -> None:
+    names = list(known)
+    for key in given:
+        if key not in names:
+            near = get_close_matches(key, names, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(names))}"
+            raise ConfigError(f"{place}: unknown key {key!r}; {hint}")
+
+
+def _read_targets(tables: Any, file: str) -> tuple[Target, ...]:
+    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+        raise ConfigError(f"{file}: series is not an array of tables; write [[series]]")
+    targets: list[Target] = []
+    for number, table in enumerate(tables, 1):
+        place = f"{file}, [[series]] number {number}"
+        _refuse_unknown(table, ("coins", "interval", "unit", "depth", "start", "end"), place)
+        try:
+            targets.extend(_read_target(table))
+        except ConfigError as exc:
+            raise ConfigError(f"{place}: {exc}") from exc
+    for number, target in enumerate(targets):
+        if target.series in [other.series for other in targets[:number]]:
+            raise ConfigError(f"{file}: {target.series} stands there twice")
+    return tuple(targets)
+
+
+def _read_target(table: Mapping[str, Any]) -> Iterable[Target]:
+    coins = table.get("coins")
+    if not isinstance(coins, list) or not coins or not all(isinstance(coin, str) for coin in coins):
+        raise ConfigError('coins is not a list of names, such as coins = ["BTC", "ETH"]')
+    parts = {name: table[name] for name in ("interval", "unit", "depth") if name in table}
+    for name, value in parts.items():
+        kind = int if name == "depth" else str
+        if isinstance(value, bool) or not isinstance(value, kind):
+            raise ConfigError(f"{name} is {value!r}, not a {'number' if kind is int else 'text'}")
+    bounds = {name: parse_instant(table[name], name) for name in ("start", "end") if name in table}
+    for coin in coins:
+        yield Target(Series(coin, **parts), **bounds)
+
+
+def parse_instant(value: Any, name: str) -> int:
+    """Read a date or an ISO 8601 instant as Unix seconds; without an offset it is UTC.
+
+    Parameters
+    ----------
+    value : str, date or datetime
+        What the user wrote.
+    name : str
+        What it is, for the error.
+
+    Raises
+    ------
+    ConfigError
+        It is neither.
+    """
+    if isinstance(value, str):
+        try:
+            value = datetime.fromisoformat(value)
+        except ValueError:
+            raise ConfigError(
+                f"{name}: {value!r} is not a date or an ISO 8601 instant; write 2026-03-01 or 2026-03-01T12:30:00Z"
+            ) from None
+    if isinstance(value, date) and not isinstance(value, datetime):
+        value = datetime.combine(value, time())
+    if not isinstance(value, datetime):
+        raise ConfigError(f"{name}: {value!r} is not a date or an ISO 8601 instant")
+    if value.tzinfo is None:
+        value = value.replace(tzinfo=UTC)
+    if value.microsecond:
+        raise ConfigError(f"{name}: {value.isoformat()} is finer than a second")
+    return int(value.timestamp())
+
+
+LAST_UNITS: Final = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+
+
+def parse_last(text: str) -> int:
+    """Read a length such as ``7d``, ``36h``, ``90m``, ``2w`` as seconds.
+
+    Raises
+    ------
+    ConfigError
+        It is none.
+    """
+    number, unit = text[:-1], text[-1:]
+    if number.isascii() and number.isdigit() and 0 < int(number) < 10**6 and unit in LAST_UNITS:
+        return int(timedelta(**{LAST_UNITS[unit]: int(number)}).total_seconds())
+    raise ConfigError(f"--last {text!r} is not a length; write 90m, 36h, 7d or 2w")
+
+
+def resolve_span(start: int | None, end: int | None, last_s: int | None, closed_end: int) -> Span:
+    """Put a span together from what the user gave; `start` goes before `last_s`.
+
+    Parameters
+    ----------
+    start, end : int or None
+        Unix seconds.
+    last_s : int or None
+        Length in seconds up to `end`.
+    closed_end : int
+        End of the last closed interval, taken where no end was given.
+
+    Raises
+    ------
+    ConfigError
+        Neither a start nor a length was given.
+    """
+    stop = closed_end if end is None else end
+    if start is None:
+        if last_s is None:
+            raise ConfigError("no span: give --start (and --end), or --last 7d")
+        start = stop - last_s
+    return Span(start, stop)

@@ -1,0 +1,359 @@
+"""Response body to Snapshots. Pure: numpy, pyarrow's number parser and json; no I/O, no clock.
+
+The body is a small JSON envelope around one long array of numbers. The array's text is cut out and parsed straight
+into a float64 buffer; the envelope that is left is read by `json`, which also proves that the cut was clean. The
+buffer is then looked at as (M, 2) pairs: a header pair ``(levels, timestamp)`` before each point's ``(price, volume)``
+pairs. Headers are found by walking; the payload is strided views. Nothing is believed unchecked.
+"""
+
+import json
+import re
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.lib.stride_tricks import as_strided
+from numpy.typing import NDArray
+
+from heatpipe.errors import DecodeError, EnvelopeError
+from heatpipe.model import Snapshots, Span, Window, show_time
+from heatpipe.upstream import LIQUIDATIONS
+
+Buffer = bytes | bytearray | memoryview
+Pairs = NDArray[np.float64]  # (M, 2)
+
+PARSE_BLOCK: Final = 1 << 17
+"""Bytes of text that are parsed at a time: what a cast writes must stay in the cache. Twice as much is slower."""
+
+_ARRAY_START: Final = re.compile(rb'"flat_points"\s*:\s*\[')
+_NUMBER_BYTES: Final = b"0123456789+-.eE,"
+_SPACE_BYTES: Final = b" \t\r\n"
+_SPLIT_NUMBER: Final = re.compile(rb"[^,\s]\s+[^,\s]")
+_BAD_NUMBER: Final = re.compile(rb"(?:^|,)(?!-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?(?:,|$))")
+_COMMA: Final = ord(",")
+
+
+def decode_body(body: Buffer, window: Window) -> Snapshots:
+    """Decode one flattened response into columns.
+
+    Parameters
+    ----------
+    body : bytes-like
+        The JSON document as received, decompressed.
+    window : Window
+        What was asked. A point stamped exactly at its end is dropped; one further outside is a fault, for else an
+        answer for another time would be taken for absence.
+
+    Returns
+    -------
+    Snapshots
+        timestamp (points,) int64 microseconds UTC; levels (points,) int64; price (rows,) float64 USD; volume (rows,)
+        float64 in coin or USD as the series says. Sorted by timestamp, then price. Values are bit for bit what
+        ``float()`` reads from the same characters.
+
+    Raises
+    ------
+    EnvelopeError
+        The document is not JSON of the right form, or answers another question.
+    DecodeError
+        A number in it breaks the contract; says which and where.
+
+    References
+    ----------
+    .. [1] Vendor documentation, "Liquidation Heatmap", section "Flattened response".
+    """
+    text, envelope = _cut_out_array(bytes(body) if isinstance(body, memoryview) else body)
+    if not _check_envelope(envelope, window):
+        if text.strip(_SPACE_BYTES):
+            raise EnvelopeError("flat_points stands outside of the series")
+        return Snapshots()
+    return decode_stream(parse_numbers(text), window)
+
+
+def _cut_out_array(body: bytes | bytearray) -> tuple[bytes | bytearray, bytes]:
+    """Return the text between the brackets of flat_points, and the document without it."""
+    found = _ARRAY_START.search(body)
+    if not found:
+        return b"", bytes(body)
+    end = body.find(b"]", found.end())
+    if end < 0:
+        raise EnvelopeError("the document ends within flat_points")
+    return body[found.end() : end], bytes(body[: found.end()] + body[end:])
+
+
+def _check_envelope(envelope: bytes, window: Window) -> bool:
+    """Hold the document against the question; return whether it has a series with flat_points."""
+    try:
+        document = json.loads(envelope, object_pairs_hook=_unique_keys)
+    except (ValueError, RecursionError) as exc:
+        raise EnvelopeError(f"the answer is not a JSON document: {exc}") from None
+    series = document.get("series") if isinstance(document, dict) else None
+    if not isinstance(series, list):
+        raise EnvelopeError(f"the answer has no list 'series', but {_show(document)}")
+    if not series:
+        return False
+    if len(series) > 1:
+        raise EnvelopeError(f"one series was asked for, {len(series)} came")
+    only = series[0]
+    if not isinstance(only, dict):
+        raise EnvelopeError(f"the series is not an object, but {_show(only)}")
+    _check_id(only.get("id"), window)
+    if only.get("flat_points") != []:
+        raise EnvelopeError(f"the series has no array 'flat_points' of numbers, but {_show(only)}")
+    return True
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key stands twice in one object")
+    return found
+
+
+def _check_id(found: Any, window: Window) -> None:
+    asked = {"type": LIQUIDATIONS.name, "interval": window.series.interval, "coin": window.series.coin}
+    if not isinstance(found, dict):
+        raise EnvelopeError(f"the series has no 'id', but {_show(found)}")
+    for key, value in asked.items():
+        if found.get(key) != value:
+            raise EnvelopeError(f"the answer is for {key} {_show(found.get(key))}, asked was {value!r}")
+
+
+def _show(value: Any) -> str:
+    text = ascii(value)
+    return text if len(text) <= 80 else f"{text[:80]}…"
+
+
+def parse_numbers(text: bytes | bytearray) -> NDArray[np.float64]:
+    """Parse comma-separated JSON numbers into float64, with pyarrow's cast.
+
+    A string array is laid over the text: numbers and commas in turn, the commas null. Its cast to float64 parses
+    the numbers in one C++ loop that releases the interpreter lock.
+
+    Parameters
+    ----------
+    text : bytes or bytearray
+        The inside of a JSON array.
+
+    Returns
+    -------
+    ndarray
+        (numbers,) float64, the nearest double of each.
+
+    Raises
+    ------
+    DecodeError
+        Something in it is not a finite JSON number: null, a string, a nested array, infinity, nan.
+    """
+    if text.translate(None, _NUMBER_BYTES):
+        text = _without_spaces(text)
+    if not text:
+        return np.empty(0, np.float64)
+    characters = np.frombuffer(text, np.uint8)
+    commas = np.flatnonzero(characters == _COMMA)
+    numbers = np.empty(len(commas) + 1, np.float64)
+    first = 0
+    while first < len(numbers):
+        start = int(commas[first - 1]) + 1 if first else 0
+        after = max(first + 1, int(np.searchsorted(commas, start + PARSE_BLOCK)))
+        end = int(commas[after - 1]) if after <= len(commas) else len(characters)
+        after = min(after, len(numbers))
+        try:
+            _parse_block(characters[start:end], commas[first : after - 1] - start, numbers[first:after])
+        except pa.ArrowInvalid:
+            raise DecodeError(_name_bad_number(bytes(text[start:end]), first)) from None
+        first = after
+    return numbers
+
+
+def _without_spaces(text: bytes | bytearray) -> bytes | bytearray:
+    other = text.translate(None, _NUMBER_BYTES + _SPACE_BYTES)
+    if other:
+        at = text.index(other[:1])
+        raise DecodeError(f"flat_points holds what is no number: {_show(bytes(text[max(0, at - 10) : at + 20]))}")
+    split = _SPLIT_NUMBER.search(text)
+    if split:
+        raise DecodeError(f"two numbers without a comma between them: {_show(split.group())}")
+    return text.translate(None, _SPACE_BYTES)
+
+
+def _parse_block(text: NDArray[np.uint8], commas: NDArray[np.int64], out: NDArray[np.float64]) -> None:
+    """Parse the numbers between the commas of one block into `out`."""
+    cells = 2 * len(commas) + 1
+    offsets = np.empty(cells + 1, np.int32)
+    offsets[0] = 0
+    offsets[1:-1:2] = commas
+    offsets[2:-1:2] = commas + 1
+    offsets[-1] = len(text)
+    every_second = np.full(cells // 8 + 1, 0b01010101, np.uint8)
+    strings = pa.StringArray.from_buffers(cells, pa.py_buffer(offsets), pa.py_buffer(text), pa.py_buffer(every_second))
+    parsed = pc.cast(strings, pa.float64())
+    out[:] = np.frombuffer(parsed.buffers()[1], np.float64, cells)[::2]
+
+
+def _name_bad_number(text: bytes, first: int) -> str:
+    found = _BAD_NUMBER.search(text)
+    at = found.end() if found else 0
+    bad = text[at:].split(b",", 1)[0]
+    return f"float {first + text[:at].count(b',')} of flat_points is no number: {_show(bad)}"
+
+
+def decode_stream(stream: NDArray[np.float64], window: Window) -> Snapshots:
+    """Decode the float stream ``[levels, timestamp, price, volume, …, levels, timestamp, …]``.
+
+    Parameters
+    ----------
+    stream : ndarray
+        (floats,) float64.
+    window : Window
+        What was asked.
+
+    Returns
+    -------
+    Snapshots
+        As `decode_body`.
+
+    Raises
+    ------
+    DecodeError
+        A count, timestamp, price or volume is not what the contract allows; says which and where.
+    """
+    if len(stream) % 2:
+        raise DecodeError(f"the stream has {len(stream)} floats: one at the end has no partner")
+    pairs: Pairs = as_strided(stream, (len(stream) // 2, 2), (2 * stream.itemsize, stream.itemsize), writeable=False)
+    headers = _find_headers(pairs)
+    snapshots = Snapshots(
+        _check_timestamps(pairs[headers, 1], headers, window),
+        pairs[headers, 0].astype(np.int64),
+        *_gather_rows(pairs, headers),
+    )
+    _check_levels(snapshots, headers, window)
+    return _in_order(snapshots, window)
+
+
+def _find_headers(pairs: Pairs) -> NDArray[np.int64]:
+    """Walk from header to header; return the pair index of each."""
+    counts = pairs[:, 0]
+    end = len(pairs)
+    headers: list[int] = []
+    at = 0
+    while at < end:
+        count = counts[at]
+        if not 0 <= count < end - at or count % 1:
+            raise DecodeError(
+                f"snapshot {len(headers)} at float {2 * at} announces {count:.17g} levels, "
+                f"{end - at - 1} pairs are left"
+            )
+        headers.append(at)
+        at += 1 + int(count)
+    return np.array(headers, np.int64)
+
+
+def _check_timestamps(stamps: NDArray[np.float64], headers: NDArray[np.int64], window: Window) -> NDArray[np.int64]:
+    start, end = (at * 1e6 for at in window.span)
+    bad = ~((stamps >= start) & (stamps <= end) & (stamps % 1 == 0))
+    if bad.any():
+        at = int(np.argmax(bad))
+        raise DecodeError(
+            f"snapshot {at} at float {2 * headers[at]} is stamped {stamps[at]:.17g} microseconds"
+            f"{_as_time(stamps[at])}, outside of the window {window.span}"
+        )
+    return stamps.astype(np.int64)
+
+
+def _as_time(micros: float) -> str:
+    return f" ({show_time(micros / 1e6)})" if 0 <= micros < 4e15 else ""
+
+
+def _gather_rows(pairs: Pairs, headers: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Copy the payload of all snapshots, without their headers, into a price and a volume column."""
+    rows = len(pairs) - len(headers)
+    price, volume = np.empty(rows), np.empty(rows)
+    prices, volumes = pairs[:, 0], pairs[:, 1]
+    counts = np.diff(headers, append=len(pairs)) - 1
+    # Runs of equal counts (the depth cap makes long ones) are one strided block each.
+    firsts = np.flatnonzero(np.diff(counts, prepend=-1))
+    at = 0
+    for first, after in zip(firsts.tolist(), [*firsts[1:].tolist(), len(counts)], strict=True):
+        count, run = int(counts[first]), after - first
+        begin, size = int(headers[first]) + 1, count * run
+        if run == 1:
+            price[at : at + size] = prices[begin : begin + size]
+            volume[at : at + size] = volumes[begin : begin + size]
+        elif count:
+            block = _block(pairs, begin, run, count)
+            price[at : at + size].reshape(run, count)[:] = block[:, :, 0]
+            volume[at : at + size].reshape(run, count)[:] = block[:, :, 1]
+        at += size
+    return price, volume
+
+
+def _block(pairs: Pairs, begin: int, run: int, count: int) -> NDArray[np.float64]:
+    """View `run` snapshots of `count` levels, a header between each two, as (run, count, 2)."""
+    pair, item = pairs.strides
+    return as_strided(pairs[begin:], (run, count, 2), ((count + 1) * pair, pair, item), writeable=False)
+
+
+def _check_levels(snapshots: Snapshots, headers: NDArray[np.int64], window: Window) -> None:
+    """Every price finite, positive and ascending within its snapshot; every volume finite and not negative."""
+    deepest = int(snapshots.levels.max(initial=0))
+    if deepest > window.series.depth:
+        at = int(np.argmax(snapshots.levels > window.series.depth))
+        raise DecodeError(
+            f"snapshot {at} at float {2 * headers[at]} has {snapshots.levels[at]} levels, "
+            f"at most {window.series.depth} were asked for"
+        )
+    price, volume = snapshots.price, snapshots.volume
+    _refuse(~((price > 0) & (price < np.inf)), "price", price, snapshots)
+    _refuse(~((volume >= 0) & (volume < np.inf)), "volume", volume, snapshots)
+    falls = np.empty(len(price), np.bool_)
+    if len(price):
+        np.less_equal(price[1:], price[:-1], out=falls[1:])
+        starts = np.cumsum(snapshots.levels) - snapshots.levels
+        falls[starts[starts < len(price)]] = False
+        falls[0] = False
+    _refuse(falls, "price", price, snapshots, "does not ascend")
+
+
+def _refuse(
+    bad: NDArray[np.bool_], what: str, values: NDArray[np.float64], snapshots: Snapshots, why: str = "is not possible"
+) -> None:
+    if not bad.any():
+        return
+    row = int(np.argmax(bad))
+    ends = np.cumsum(snapshots.levels)
+    at = int(np.searchsorted(ends, row, side="right"))
+    level = row - int(ends[at] - snapshots.levels[at])
+    raise DecodeError(f"{what} {values[row]:.17g} of level {level} in snapshot {at} {why}")
+
+
+def _in_order(snapshots: Snapshots, window: Window) -> Snapshots:
+    """Sort by time, drop identical repeats and what is stamped exactly at the window's end."""
+    if not (np.diff(snapshots.timestamp) > 0).all():
+        snapshots = _sorted_once(snapshots)
+    return snapshots.between(Span(*window.span))
+
+
+def _sorted_once(snapshots: Snapshots) -> Snapshots:
+    starts = np.cumsum(snapshots.levels) - snapshots.levels
+    kept: list[Snapshots] = []
+    for at in np.argsort(snapshots.timestamp, kind="stable").tolist():
+        rows = slice(int(starts[at]), int(starts[at] + snapshots.levels[at]))
+        one = Snapshots(
+            snapshots.timestamp[at : at + 1],
+            snapshots.levels[at : at + 1],
+            snapshots.price[rows],
+            snapshots.volume[rows],
+        )
+        if not kept or kept[-1].timestamp[0] != one.timestamp[0]:
+            kept.append(one)
+        elif not _same_levels(kept[-1], one):
+            raise DecodeError(
+                f"snapshot {at} is stamped {show_time(int(one.timestamp[0]) / 1e6)} like another, with other levels"
+            )
+    return Snapshots.concatenate(kept)
+
+
+def _same_levels(one: Snapshots, other: Snapshots) -> bool:
+    return bool(np.array_equal(one.price, other.price) and np.array_equal(one.volume, other.volume))

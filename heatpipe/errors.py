@@ -1,0 +1,102 @@
+"""What can go wrong, as a tree whose branches are what the caller does next. Imports nothing.
+
+::
+
+    HeatpipeError
+    ├── TransientError        try again: the same request may succeed later
+    │   └── RateLimitedError      ... after `retry_after_s`, and nobody else before then either
+    ├── TooHeavyError         ask for less: split the window
+    ├── RequestError          fix the request; the others may go on
+    │   ├── SymbolError           ... the upstream does not know this coin
+    │   └── HistoryError          ... older than the history the tier sells
+    ├── ConfigError           fix the configuration; nothing else can succeed before that
+    │   ├── KeyRefusedError       ... the key is missing or wrong
+    │   └── TierError             ... the tier does not sell this
+    ├── DecodeError           look at the quarantine: the answer breaks the contract
+    │   └── EnvelopeError         ... as a whole: no part of it can be trusted
+    ├── DatasetError          look at the folder: a file is damaged, foreign, or cannot be written
+    │   └── LockedError           ... another process works there
+    └── Stopped               nothing: the user asked for an end
+
+A promise broken by heatpipe's own code is a ValueError, never one of these.
+"""
+
+
+class HeatpipeError(Exception):
+    """Base of all that heatpipe raises on purpose; its text is fit for a user's eyes."""
+
+
+class TransientError(HeatpipeError):
+    """A passing fault of the network or the upstream; the same request may succeed later."""
+
+
+class RateLimitedError(TransientError):
+    """The upstream asked everyone to wait.
+
+    Attributes
+    ----------
+    retry_after_s : float or None
+        Seconds the upstream named; None where it named none.
+    """
+
+    def __init__(self, message: str, retry_after_s: float | None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class TooHeavyError(HeatpipeError):
+    """The upstream, or our own cap on an answer's size, cannot carry this window: ask for less."""
+
+
+class RequestError(HeatpipeError):
+    """The upstream will never answer this request; others may be answered."""
+
+
+class SymbolError(RequestError):
+    """The upstream does not know, or does not sell, this coin."""
+
+
+class HistoryError(RequestError):
+    """The window reaches further back than the tier's history."""
+
+
+class ConfigError(HeatpipeError):
+    """A flag, variable or file is wrong; nothing can succeed until it is mended."""
+
+
+class KeyRefusedError(ConfigError):
+    """There is no API key, or the upstream refuses it."""
+
+
+class TierError(ConfigError):
+    """The key's tier does not include what was asked for."""
+
+
+class DecodeError(HeatpipeError):
+    """An answer breaks the contract; no row of it was kept."""
+
+
+class EnvelopeError(DecodeError):
+    """An answer is not the document that was asked for: other JSON, another type, coin or interval."""
+
+
+class DatasetError(HeatpipeError):
+    """Something below the root is damaged, foreign, or cannot be read or written.
+
+    Attributes
+    ----------
+    path : str
+        What it is about.
+    """
+
+    def __init__(self, message: str, path: str = "") -> None:
+        super().__init__(message)
+        self.path = path
+
+
+class LockedError(DatasetError):
+    """Another process holds the lock of a slab."""
+
+
+class Stopped(HeatpipeError):  # noqa: N818 - an end that was asked for is no error
+    """The run was asked to end; what had arrived has been written."""

@@ -1,0 +1,379 @@
+"""The pipe: slab to windows to bodies to rows to days. Where every failure finds its owner."""
+
+import contextlib
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Sequence
+from datetime import date
+from queue import Empty, SimpleQueue
+from typing import Final
+
+from heatpipe.budget import Lease
+from heatpipe.config import Settings, Target, parse_instant, resolve_span
+from heatpipe.errors import (
+    ConfigError,
+    DatasetError,
+    DecodeError,
+    EnvelopeError,
+    HeatpipeError,
+    HistoryError,
+    LockedError,
+    RequestError,
+    Stopped,
+    TooHeavyError,
+)
+from heatpipe.fetch import Crew, Job, Stop
+from heatpipe.model import Series, Spans, days_of
+from heatpipe.plan import Plan, SlabPlan, clip_span, estimate, plan_slab, plan_slabs
+from heatpipe.report import Failure, Progress, Report
+from heatpipe.slab import OpenSlab, may_split
+from heatpipe.store import Store
+
+POLL_S: Final = 0.2
+"""How soon a request to stop is seen."""
+ATTEMPTS_AT_A_POINT: Final = 3
+"""How often a single point may be too heavy for the upstream before it is given up."""
+ALIKE: Final = 3
+"""Windows of one series that may fail for the same cause before the series ends."""
+
+OnProgress = Callable[[Progress], None]
+
+
+def backfill(
+    series: Series | Sequence[Series],
+    start: int | str | date | None = None,
+    end: int | str | date | None = None,
+    *,
+    settings: Settings | None = None,
+    refetch: bool = False,
+    max_weight: int | None = None,
+    on_progress: OnProgress | None = None,
+    budget: Lease | None = None,
+    stop: Stop | None = None,
+    clock: Callable[[], float] = time.time,
+) -> Report:
+    """Fetch what is missing of some series in a span, and store it. Spends weight.
+
+    Parameters
+    ----------
+    series : Series or sequence of Series
+        What to fetch.
+    start, end : date, datetime, str or int
+        Half-open span: dates, ISO 8601 instants (UTC without an offset) or Unix seconds. `end` defaults to the end of
+        the last closed interval.
+    settings : Settings, optional
+        Else from the environment.
+    refetch : bool
+        Ask again for what is covered, and replace it.
+    max_weight : int, optional
+        Refuse a plan that costs more.
+    on_progress : callable, optional
+        Called with a `Progress` after every answer.
+    budget : Lease, optional
+        A budget that is shared with others.
+    stop : Stop, optional
+        Lets another thread end the run; what has arrived is written.
+    clock : callable
+        Unix seconds.
+
+    Returns
+    -------
+    Report
+        What was done, and what did not come. An incomplete run is no exception: look at `Report.failures`.
+
+    Raises
+    ------
+    ConfigError
+        Nothing can be fetched like this: no key, a wrong one, a span that is not for sale.
+    DatasetError
+        The folder cannot be written.
+    Stopped
+        `stop` was set.
+    """
+    settings = settings or Settings.load()
+    bounds = {name: _instant(value, name) for name, value in (("start", start), ("end", end))}
+    targets = [Target(one, **bounds) for one in ([series] if isinstance(series, Series) else series)]
+    store = Store(settings.root)
+    plan = make_plan(targets, store, settings, clock(), refetch=refetch)
+    check_plan(plan, store, settings, max_weight)
+    return carry_out(
+        plan, store, settings, refetch=refetch, on_progress=on_progress, budget=budget, stop=stop, clock=clock
+    )
+
+
+def _instant(value: int | str | date | None, name: str) -> int | None:
+    return value if value is None or isinstance(value, int) else parse_instant(value, name)
+
+
+def make_plan(
+    targets: Iterable[Target],
+    store: Store,
+    settings: Settings,
+    now: float,
+    *,
+    last_s: int | None = None,
+    refetch: bool = False,
+) -> Plan:
+    """Look at what is on disk and plan the rest. Spends nothing.
+
+    Parameters
+    ----------
+    targets : iterable of Target
+        What is wanted.
+    store : Store
+        Where it is to be.
+    settings : Settings
+        The budget's burst, the history, the settling time.
+    now : float
+        Unix seconds.
+    last_s : int, optional
+        Length of the span of a target that names no start.
+    refetch : bool
+        Plan as if nothing were on disk.
+
+    Raises
+    ------
+    ConfigError
+        A target cannot be asked for; see `heatpipe.plan.clip_span`.
+    """
+    slabs: list[SlabPlan] = []
+    warnings: list[str] = []
+    horizon = settings.horizon(now)
+    for target in targets:
+        step = target.series.interval_s
+        wanted = resolve_span(target.start, target.end, last_s, horizon.closed_end(step))
+        clipped = clip_span(wanted, step, horizon)
+        warnings += [f"{target.series.coin}: {warning}" for warning in clipped.warnings]
+        for slab in plan_slabs(target.series, clipped.span):
+            days = days_of(slab.span.clip(clipped.span))
+            covered = Spans() if refetch else store.covered(target.series, days)
+            slabs.append(plan_slab(slab, clipped.span, covered))
+    return Plan(tuple(slabs), tuple(dict.fromkeys(warnings)))
+
+
+def check_plan(plan: Plan, store: Store, settings: Settings, max_weight: int | None = None) -> None:
+    """Refuse, before anything is spent, a plan that costs too much or will not fit.
+
+    Raises
+    ------
+    ConfigError
+        It is over `max_weight`, one request is over the burst, or the disk is too small.
+    """
+    if max_weight is not None and plan.weight > max_weight:
+        raise ConfigError(f"the plan costs a weight of {plan.weight:,}, allowed are {max_weight:,} (--max-weight)")
+    heaviest = max((window.weight for window in plan.windows), default=0)
+    if heaviest > settings.burst:
+        raise ConfigError(f"one request weighs {heaviest}, the budget's burst is only {settings.burst}")
+    free, needed = store.free_bytes(), estimate(plan).disk_bytes
+    if needed > free:
+        raise ConfigError(
+            f"the plan needs about {needed / 1e9:.1f} GB in {store.root}, {free / 1e9:.1f} GB are free; "
+            "plan a shorter span, or point --data to a larger disk"
+        )
+
+
+def carry_out(
+    plan: Plan,
+    store: Store,
+    settings: Settings,
+    *,
+    refetch: bool = False,
+    wait_for_locks: bool = True,
+    on_progress: OnProgress | None = None,
+    budget: Lease | None = None,
+    stop: Stop | None = None,
+    clock: Callable[[], float] = time.time,
+) -> Report:
+    """Do what a plan says. Each slab is planned once more under its lock. Spends weight; see `backfill`."""
+    slabs = [slab for slab in plan.slabs if slab.windows]
+    if not slabs:
+        return Report()
+    with Crew(settings, budget=budget, stop=stop, clock=clock) as crew:
+        run = _Run(crew, store, slabs, refetch=refetch, wait_for_locks=wait_for_locks, on_progress=on_progress)
+        return run.carry_out()
+
+
+class _Run:
+    """One run over some slabs: keeps the crew busy, gives every answer and every fault to its slab."""
+
+    def __init__(
+        self,
+        crew: Crew,
+        store: Store,
+        slabs: Sequence[SlabPlan],
+        *,
+        refetch: bool,
+        wait_for_locks: bool,
+        on_progress: OnProgress | None,
+    ) -> None:
+        self._crew = crew
+        self._store = store
+        self._refetch = refetch
+        self._wait_for_locks = wait_for_locks
+        self._on_progress = on_progress or (lambda _: None)
+        self._waiting = deque(slabs)
+        self._open: list[OpenSlab] = []
+        self._replies: SimpleQueue[Job] = SimpleQueue()
+        self._in_flight = 0
+        self._report = Report()
+        self._windows_done = 0
+        self._failed_alike: Counter[tuple[Series, str]] = Counter()
+        self._ended: set[Series] = set()
+
+    def carry_out(self) -> Report:
+        try:
+            while True:
+                self._top_up()
+                if not self._in_flight:
+                    return self._report
+                self._settle(self._next_reply())
+        finally:
+            self._leave()
+
+    # Keeping the crew busy
+
+    def _top_up(self) -> None:
+        """Hand out windows until enough are on their way; open slabs as they are needed."""
+        enough = self._crew.settings.concurrency + 1 if self._crew.proven else 1
+        while self._in_flight < enough:
+            slab = next((slab for slab in self._open if slab.queued), None)
+            if slab is not None:
+                self._in_flight += 1
+                self._crew.submit(slab.queued.popleft())
+            elif not self._open_next():
+                return
+
+    def _open_next(self) -> bool:
+        """Lock and plan the next slab that nobody else works on; return whether there was one."""
+        for _ in range(len(self._waiting)):
+            plan = self._waiting.popleft()
+            if plan.slab.series in self._ended:
+                continue
+            try:
+                self._open_slab(plan, wait=None)
+            except LockedError:
+                if not self._wait_for_locks:
+                    raise
+                self._waiting.append(plan)
+            else:
+                return True
+        if self._waiting and not self._in_flight:
+            self._open_slab(self._waiting.popleft(), wait=self._crew.stop.sleep)
+            return True
+        return False
+
+    def _open_slab(self, plan: SlabPlan, wait: Callable[[float], None] | None) -> None:
+        slab = OpenSlab(self._store, plan, self._replies, refetch=self._refetch)
+        self._open.append(slab)
+        try:
+            slab.open(wait)
+        except LockedError:
+            self._open.remove(slab)
+            raise
+        self._close_if_done(slab)
+
+    def _next_reply(self) -> Job:
+        while True:
+            with contextlib.suppress(Empty):
+                job = self._replies.get(timeout=POLL_S)
+                self._in_flight -= 1
+                return job
+            self._crew.stop.check()
+
+    # Giving answers and faults to their slab
+
+    def _settle(self, job: Job) -> None:
+        slab = next(slab for slab in self._open if job in slab.jobs)
+        try:
+            if job.answer is not None:
+                self._report += slab.accept(job, job.answer)
+            elif job.fault is not None:
+                self._face(slab, job, job.fault)
+        finally:
+            self._crew.release(job)
+        self._windows_done += job not in slab.jobs
+        self._close_if_done(slab)
+
+    def _face(self, slab: OpenSlab, job: Job, fault: BaseException) -> None:
+        """Decide what a fault means: ask again, ask for less, give up a window or a series, or end the run."""
+        if not isinstance(fault, HeatpipeError) or isinstance(fault, ConfigError | DatasetError | Stopped):
+            raise fault
+        job.tries += 1
+        series = job.window.series
+        if isinstance(fault, RequestError) and not isinstance(fault, HistoryError):
+            self._report += slab.drop(job)
+            self._end_series(Failure(series, None, str(fault)))
+        elif _worth_asking_again(job, fault):
+            job.fault = None
+            slab.ask_again(job)
+        elif _worth_splitting(job, fault):
+            slab.split(job)
+        else:
+            self._give_up(slab, job, fault)
+
+    def _give_up(self, slab: OpenSlab, job: Job, fault: HeatpipeError) -> None:
+        """Leave a window uncovered, with a record of why; after too many alike, end the series."""
+        series, cause = job.window.series, type(fault).__name__
+        self._report += Report(failures=(Failure(series, job.window.span, str(fault)),))
+        if not isinstance(fault, HistoryError):
+            self._store.quarantine(job.window, str(fault), job.body)
+            self._failed_alike[series, cause] += 1
+        self._report += slab.drop(job)
+        if self._failed_alike[series, cause] >= ALIKE:
+            self._end_series(Failure(series, None, f"{ALIKE} windows failed alike; the rest was not asked for"))
+
+    def _end_series(self, failure: Failure) -> None:
+        if failure.series not in self._ended:
+            self._ended.add(failure.series)
+            self._report += Report(failures=(failure,))
+            for slab in self._open:
+                if slab.slab.series == failure.series:
+                    slab.abandon()
+
+    def _close_if_done(self, slab: OpenSlab) -> None:
+        finished = ""
+        if not slab.jobs:
+            self._report += slab.close()
+            self._open.remove(slab)
+            finished = str(slab.slab)
+        self._tell(finished)
+
+    def _tell(self, finished: str) -> None:
+        jobs = [job for slab in self._open for job in slab.jobs]
+        waiting = [plan for plan in self._waiting if plan.slab.series not in self._ended]
+        self._on_progress(
+            Progress(
+                done=sum((slab.bill for slab in self._open), self._report),
+                windows_done=self._windows_done,
+                windows=self._windows_done + len(jobs) + sum(len(plan.windows) for plan in waiting),
+                weight_left=sum(job.window.weight for job in jobs) + sum(plan.weight for plan in waiting),
+                finished=finished,
+            )
+        )
+
+    # Leaving
+
+    def _leave(self) -> None:
+        """Write what has arrived, whatever the reason for leaving, and let go of every lock."""
+        with contextlib.ExitStack() as stack:
+            for slab in self._open:
+                stack.callback(slab.close)
+            with contextlib.suppress(Empty):
+                while self._open:
+                    job = self._replies.get_nowait()
+                    for slab in self._open:
+                        if job in slab.jobs and job.answer is not None:
+                            slab.accept(job, job.answer)
+
+
+def _worth_asking_again(job: Job, fault: HeatpipeError) -> bool:
+    """Whether the same request may still be answered: bad bytes once more, a single heavy point twice more."""
+    if isinstance(fault, TooHeavyError):
+        return job.window.points == 1 and job.tries < ATTEMPTS_AT_A_POINT
+    return isinstance(fault, DecodeError) and job.tries < 2
+
+
+def _worth_splitting(job: Job, fault: HeatpipeError) -> bool:
+    """Whether halves may come where the whole did not. A wrong envelope is wrong for any part of it."""
+    kind = isinstance(fault, TooHeavyError | DecodeError) and not isinstance(fault, EnvelopeError)
+    return kind and may_split(job)

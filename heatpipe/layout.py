@@ -1,0 +1,234 @@
+"""Series and day to path, Snapshots to Arrow table, coverage to footer, and back. Pure: touches no file.
+
+::
+
+    <root>/liquidations/unit=coin/depth=1500/interval=MINUTE/coin=BTC/date=2026-03-30/part-0.parquet
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from pathlib import PurePosixPath
+from typing import Any, Final
+from urllib.parse import quote, unquote
+
+import numpy as np
+import pyarrow as pa
+import xxhash
+from numpy.typing import NDArray
+
+from heatpipe.errors import ConfigError, DatasetError
+from heatpipe.model import DAY_S, Coverage, Series, Snapshots, Spans, day_span
+from heatpipe.plan import Slab
+
+TABLE: Final = "liquidations"
+FILE_NAME: Final = "part-0.parquet"
+FOOTER_KEY: Final = b"heatpipe"
+FOOTER_VERSION: Final = 1
+
+SCHEMA: Final = pa.schema(
+    [
+        pa.field("timestamp", pa.timestamp("us", tz="UTC"), nullable=False),
+        pa.field("price", pa.float64(), nullable=False),
+        pa.field("volume", pa.float64(), nullable=False),
+    ]
+)
+
+PARTITIONS: Final = ("unit", "depth", "interval", "coin", "date")
+"""Keys of the partition folders, outermost first."""
+
+
+def series_path(series: Series) -> PurePosixPath:
+    """Return the folder of a series' days, relative to the root."""
+    return PurePosixPath(
+        TABLE,
+        f"unit={series.unit}",
+        f"depth={series.depth}",
+        f"interval={series.interval}",
+        f"coin={encode_value(series.coin)}",
+    )
+
+
+def day_path(series: Series, day: int) -> PurePosixPath:
+    """Return the file of one day, counted from the epoch, relative to the root."""
+    return series_path(series) / f"date={day_date(day)}" / FILE_NAME
+
+
+def day_date(day: int) -> date:
+    """Return the date of the UTC day with this number."""
+    return datetime.fromtimestamp(day * DAY_S, UTC).date()
+
+
+def parse_folder(key: str, name: str) -> str:
+    """Return the value in a partition folder's name, decoded.
+
+    Raises
+    ------
+    ValueError
+        The folder is not one that heatpipe makes for this key.
+    """
+    found, equals, encoded = name.partition("=")
+    value = unquote(encoded)
+    if found != key or not equals or encode_value(value) != encoded:
+        raise ValueError(f"{name!r} is not a folder {key}=…")
+    return value
+
+
+def parse_day(name: str) -> int:
+    """Return the day's number, counted from the epoch, of a folder ``date=2026-03-30``."""
+    value = date.fromisoformat(parse_folder("date", name))
+    return (value - date(1970, 1, 1)).days
+
+
+def encode_value(value: str) -> str:
+    """Percent-encode a partition value as Hive does, so that it is one path component on any file system.
+
+    ``NULL`` gets its first letter encoded as well: some readers take the bare word for a missing value.
+    """
+    encoded = quote(value, safe="@")
+    return f"%{ord(value[0]):02X}{encoded[1:]}" if value.upper() == "NULL" else encoded
+
+
+def slab_name(slab: Slab) -> str:
+    """Return one path component that names a slab, for its lock and its temporary files."""
+    series = slab.series
+    return f"{series.unit}-{series.depth}-{series.interval}-{encode_value(series.coin)}-{slab.number}"
+
+
+@dataclass(frozen=True, slots=True)
+class Day:
+    """What one file holds: a UTC day of a series.
+
+    Parameters
+    ----------
+    series : Series
+        Whose.
+    number : int
+        The day, counted from the epoch.
+    snapshots : Snapshots
+        Its points with levels. A file has no place for points without; `coverage` knows them.
+    coverage : Coverage
+        What has been asked and answered.
+    """
+
+    series: Series
+    number: int
+    snapshots: Snapshots
+    coverage: Coverage
+
+
+@dataclass(frozen=True, slots=True)
+class Footer:
+    """What a file says of itself, under the key ``heatpipe``."""
+
+    series: Series
+    coverage: Coverage
+    snapshots: int
+    rows: int
+    digest: str
+
+
+def encode_day(day: Day) -> pa.Table:
+    """Make the table of a day, its footer in the schema's metadata."""
+    points = day.snapshots
+    timestamp = points.row_timestamps()
+    footer = Footer(
+        series=day.series,
+        coverage=day.coverage,
+        snapshots=int(np.count_nonzero(points.levels)),
+        rows=points.rows,
+        digest=digest_rows(timestamp, points.price, points.volume),
+    )
+    columns = [
+        pa.array(timestamp).cast(SCHEMA.field("timestamp").type),
+        pa.array(points.price),
+        pa.array(points.volume),
+    ]
+    return pa.Table.from_arrays(columns, schema=SCHEMA.with_metadata({FOOTER_KEY: encode_footer(footer)}))
+
+
+def digest_rows(timestamp: NDArray[np.int64], price: NDArray[np.float64], volume: NDArray[np.float64]) -> str:
+    """XXH3 (128 bits, hexadecimal) of the columns' little-endian bytes, one column after the other."""
+    digest = xxhash.xxh3_128()
+    for column, kind in ((timestamp, "<i8"), (price, "<f8"), (volume, "<f8")):
+        digest.update(np.ascontiguousarray(column, kind).data)
+    return digest.hexdigest()
+
+
+def decode_rows(table: pa.Table) -> Snapshots:
+    """Return the snapshots of a day's table."""
+    stamps = _column(table, "timestamp").view(np.int64)
+    firsts = np.flatnonzero(np.diff(stamps, prepend=-1))
+    levels = np.diff(firsts, append=len(stamps))
+    return Snapshots(stamps[firsts], levels, _column(table, "price"), _column(table, "volume"))
+
+
+def _column(table: pa.Table, name: str) -> NDArray[Any]:
+    column = table.column(name).combine_chunks()
+    found: NDArray[Any] = column.to_numpy(zero_copy_only=True)
+    return found
+
+
+def encode_footer(footer: Footer) -> bytes:
+    """Write the footer as JSON: no clock, no host name, so that equal content gives equal bytes."""
+    series, coverage = footer.series, footer.coverage
+    document = {
+        "version": FOOTER_VERSION,
+        "series": {
+            "coin": series.coin,
+            "interval": series.interval,
+            "unit": series.unit,
+            "depth": series.depth,
+        },
+        "covered": list(coverage.covered),
+        "absent": list(coverage.absent),
+        "empty": list(coverage.empty),
+        "snapshots": footer.snapshots,
+        "rows": footer.rows,
+        "digest": footer.digest,
+    }
+    return json.dumps(document, separators=(",", ":")).encode()
+
+
+def decode_footer(metadata: Mapping[bytes, bytes] | None, path: str) -> Footer:
+    """Read the footer from a file's key-value metadata.
+
+    Raises
+    ------
+    DatasetError
+        There is none, or it is not one that this version of heatpipe reads.
+    """
+    text = (metadata or {}).get(FOOTER_KEY)
+    if text is None:
+        raise DatasetError(f"{path} has no footer of heatpipe's", path)
+    try:
+        document = json.loads(text)
+        version = document["version"]
+        if version != FOOTER_VERSION:
+            raise DatasetError(f"{path} has a footer of version {version}, this heatpipe reads {FOOTER_VERSION}", path)
+        return Footer(
+            series=Series(**document["series"]),
+            coverage=Coverage(*(_read_spans(document[key]) for key in ("covered", "absent", "empty"))),
+            snapshots=int(document["snapshots"]),
+            rows=int(document["rows"]),
+            digest=str(document["digest"]),
+        )
+    except (ValueError, KeyError, TypeError, ConfigError) as exc:
+        raise DatasetError(f"{path} has a footer that cannot be read: {exc!r}", path) from exc
+
+
+def _read_spans(pairs: Iterable[tuple[int, int]]) -> Spans:
+    given = [(int(start), int(end)) for start, end in pairs]
+    spans = Spans.of(given)
+    if [tuple(span) for span in spans] != given:
+        raise ValueError(f"ranges are not sorted and merged: {given}")
+    return spans
+
+
+def check_place(footer: Footer, series: Series, day: int, path: str) -> None:
+    """Raise a DatasetError where a file lies in the folder of another series or day."""
+    if footer.series != series:
+        raise DatasetError(f"{path} holds {footer.series}, its folder says {series}", path)
+    if footer.coverage.covered and footer.coverage.covered != footer.coverage.covered.within(day_span(day)):
+        raise DatasetError(f"{path} covers {footer.coverage.covered}, its folder says {day_date(day)}", path)

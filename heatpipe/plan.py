@@ -1,0 +1,258 @@
+"""Span and coverage to slabs and weighed windows. Pure: no I/O, no clock.
+
+Weight steps at 1,000 points, so windows ignore midnight and covered stretches: cut greedily from the leftmost
+hole, 1,000 points each, they are as few, and so as cheap, as windows of a slab can be.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from heatpipe.errors import ConfigError
+from heatpipe.model import DAY_S, Series, Span, Spans, Window, show_time
+from heatpipe.upstream import LIQUIDATIONS, Interval
+
+POINTS_PER_WINDOW: Final = LIQUIDATIONS.points_per_weight
+
+
+@dataclass(frozen=True, slots=True)
+class Slab:
+    """A run of whole UTC days of one series on a fixed grid: the unit of orchestration, locking and planning.
+
+    Parameters
+    ----------
+    series : Series
+        Whose days.
+    number : int
+        Position on the grid, counted from the epoch.
+    """
+
+    series: Series
+    number: int
+
+    @property
+    def span(self) -> Span:
+        """All of its days."""
+        length = slab_days(self.series.interval_s) * DAY_S
+        return Span(self.number * length, (self.number + 1) * length)
+
+    def __str__(self) -> str:
+        first, end = (show_time(at)[:10] for at in self.span)
+        return f"{self.series.coin} {self.series.interval} {first}/{end}"
+
+
+def slab_days(interval_s: int) -> int:
+    """Days in a slab: 25 of minutes are exactly 36 windows; longer intervals make longer slabs."""
+    if interval_s <= Interval.MINUTE.seconds:
+        return 25
+    return 125 if interval_s <= Interval.HOUR.seconds else 1000
+
+
+def plan_slabs(series: Series, span: Span) -> list[Slab]:
+    """Cut a span at the grid; every slab that it touches, in order."""
+    length = slab_days(series.interval_s) * DAY_S
+    return [Slab(series, number) for number in range(span.start // length, -(-span.end // length))]
+
+
+def plan_windows(series: Series, holes: Spans) -> Iterator[Window]:
+    """Cover the holes of one slab with windows whose weight is the least possible.
+
+    Leftmost hole first; a window bridges covered intervals that come along, and ends with the last interval in
+    it that is wanted, so that no byte is asked for in vain.
+    """
+    reach = POINTS_PER_WINDOW * series.interval_s
+    wanted = list(holes.spans)
+    at = 0
+    start = wanted[0].start if wanted else 0
+    while at < len(wanted):
+        limit = start + reach
+        end = start
+        while at < len(wanted) and wanted[at].start < limit:
+            end = min(wanted[at].end, limit)
+            if wanted[at].end > limit:
+                break
+            at += 1
+        yield Window(series, Span(start, end))
+        if at < len(wanted):
+            start = max(end, wanted[at].start)
+
+
+@dataclass(frozen=True, slots=True)
+class Horizon:
+    """What can be asked for at one moment: not what is still open, nor what is beyond the history.
+
+    Parameters
+    ----------
+    now : float
+        The moment, in Unix seconds.
+    settle_s : int
+        How long after its end an interval is closed.
+    history_days : int
+        Days of history that the tier sells; 0 for all.
+    """
+
+    now: float
+    settle_s: int
+    history_days: int
+
+    def closed_end(self, interval_s: int) -> int:
+        """Return the end of the last closed interval."""
+        return int((self.now - self.settle_s) // interval_s) * interval_s
+
+    def history_start(self, interval_s: int) -> int:
+        """Return the start of the first interval that lies wholly in the history."""
+        if not self.history_days:
+            return 0
+        return int(-(-(self.now - self.history_days * DAY_S) // interval_s)) * interval_s
+
+    def reach(self, interval_s: int) -> Span:
+        """From the first interval of the history to the last closed one."""
+        return Span(self.history_start(interval_s), self.closed_end(interval_s))
+
+
+@dataclass(frozen=True, slots=True)
+class Clipped:
+    """A span that can be asked for, and what was said about the rest of what the user named."""
+
+    span: Span
+    warnings: tuple[str, ...] = ()
+
+
+def clip_span(wanted: Span, interval_s: int, horizon: Horizon) -> Clipped:
+    """Round a user's span inward to the grid and clip it to what the upstream can answer now.
+
+    Returns
+    -------
+    Clipped
+        The span, empty where all of it is still open, with a warning where history cut it.
+
+    Raises
+    ------
+    ConfigError
+        The span ends before it starts, holds no whole interval, or lies wholly beyond the history.
+    """
+    if wanted.seconds <= 0:
+        raise ConfigError(f"the span ends ({show_time(wanted.end)}) before it starts ({show_time(wanted.start)})")
+    inward = Span(-(-wanted.start // interval_s) * interval_s, wanted.end // interval_s * interval_s)
+    if inward.seconds <= 0:
+        raise ConfigError(f"the span {wanted} holds no whole interval of {interval_s} seconds")
+    reach = horizon.reach(interval_s)
+    if inward.end <= reach.start:
+        raise ConfigError(
+            f"the span {inward} lies wholly beyond the {horizon.history_days} days of history that the tier sells, "
+            f"which start at {show_time(reach.start)}; ask for later days, or set history_days if your tier sells more"
+        )
+    warnings: tuple[str, ...] = ()
+    if inward.start < reach.start:
+        warning = (
+            f"the span starts {show_time(inward.start)}, beyond the {horizon.history_days} days of history that the "
+            f"tier sells; clipped to {show_time(reach.start)}"
+        )
+        warnings = (warning,)
+    clipped = inward.clip(reach)
+    return Clipped(Span(clipped.start, max(clipped.start, clipped.end)), warnings)
+
+
+@dataclass(frozen=True, slots=True)
+class SlabPlan:
+    """What to ask for in one slab.
+
+    Parameters
+    ----------
+    slab : Slab
+        Where.
+    span : Span
+        The part of the slab that is wanted.
+    windows : tuple of Window
+        The requests, in order of time; none where all is covered.
+    missing_s : int
+        Seconds of the span that are not covered.
+    """
+
+    slab: Slab
+    span: Span
+    windows: tuple[Window, ...]
+    missing_s: int
+
+    @property
+    def weight(self) -> int:
+        """What its requests cost."""
+        return sum(window.weight for window in self.windows)
+
+
+def plan_slab(slab: Slab, span: Span, covered: Spans) -> SlabPlan:
+    """Plan the windows of one slab for the part of `span` in it, given what is covered there."""
+    wanted = slab.span.clip(span)
+    holes = Spans.of([wanted]) - covered
+    return SlabPlan(slab, wanted, tuple(plan_windows(slab.series, holes)), holes.seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a backfill would do.
+
+    Parameters
+    ----------
+    slabs : tuple of SlabPlan
+        In the order of work; those with nothing to do included.
+    warnings : tuple of str
+        What the user should know before anything is spent.
+    """
+
+    slabs: tuple[SlabPlan, ...]
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def windows(self) -> list[Window]:
+        """All windows, in the order of work."""
+        return [window for slab in self.slabs for window in slab.windows]
+
+    @property
+    def requests(self) -> int:
+        """Number of requests, if none has to be repeated or split."""
+        return sum(len(slab.windows) for slab in self.slabs)
+
+    @property
+    def weight(self) -> int:
+        """What they cost."""
+        return sum(slab.weight for slab in self.slabs)
+
+    @property
+    def intervals(self) -> int:
+        """Intervals in the span that can be asked for."""
+        return sum(slab.span.seconds // slab.slab.series.interval_s for slab in self.slabs)
+
+    @property
+    def missing(self) -> int:
+        """Intervals of them that are not on disk."""
+        return sum(slab.missing_s // slab.slab.series.interval_s for slab in self.slabs)
+
+    def seconds(self, weight_per_minute: int, burst: int) -> float:
+        """Least time in which the budget allows it, if the bucket is full at the start."""
+        return max(0, self.weight - burst) * 60 / weight_per_minute
+
+
+LEVELS_PER_POINT: Final = 1_000
+"""Levels a snapshot has on average where the depth does not cut, on the sandbox's market."""
+WIRE_BYTES_PER_ROW: Final = 5.0
+"""Compressed bytes on the wire for a row, on the sandbox's market."""
+DISK_BYTES_PER_ROW: Final = 1.5
+"""Bytes of Parquet for a row, on the sandbox's market."""
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What to expect of a plan, at the rates measured on the sandbox's market; real ones depend on the coin."""
+
+    rows: int
+    wire_bytes: int
+    disk_bytes: int
+
+
+def estimate(plan: Plan) -> Estimate:
+    """Estimate rows, download and disk space of what is missing."""
+    rows = sum(
+        slab.missing_s // slab.slab.series.interval_s * min(slab.slab.series.depth, LEVELS_PER_POINT)
+        for slab in plan.slabs
+    )
+    return Estimate(rows, int(rows * WIRE_BYTES_PER_ROW), int(rows * DISK_BYTES_PER_ROW))

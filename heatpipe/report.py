@@ -1,0 +1,105 @@
+"""What a run did, as values that add up. Pure."""
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from heatpipe.model import Series, Span, Window
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Something that was asked for and did not come.
+
+    Parameters
+    ----------
+    series : Series
+        Whose.
+    span : Span or None
+        Which window; None where the series as a whole was refused.
+    reason : str
+        One line: what happened, in the words of the error.
+    """
+
+    series: Series
+    span: Span | None
+    reason: str
+
+    @classmethod
+    def of_window(cls, window: Window, reason: str) -> "Failure":
+        """Name a window that failed."""
+        return cls(window.series, window.span, reason)
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Totals of a run, or of a part of one; reports add up.
+
+    Parameters
+    ----------
+    requests, weight : int
+        Attempts, retries included, and what they cost.
+    wire_bytes : int
+        Received, compressed.
+    points, rows : int
+        Points that came, and the levels in them, as far as they were stored.
+    days, bytes_written : int
+        Files written, and their size.
+    open_s, young_s : int
+        Seconds of the span that were not closed yet, or absent but too young to be called so; the next run asks.
+    failures : tuple of Failure
+        What did not come.
+    """
+
+    requests: int = 0
+    weight: int = 0
+    wire_bytes: int = 0
+    points: int = 0
+    rows: int = 0
+    days: int = 0
+    bytes_written: int = 0
+    open_s: int = 0
+    young_s: int = 0
+    failures: tuple[Failure, ...] = field(default=())
+
+    def __add__(self, other: "Report") -> "Report":
+        return Report(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(Report)))
+
+    def as_document(self) -> dict[str, Any]:
+        """Return what ``--json`` prints."""
+        document: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(Report) if f.name != "failures"}
+        document["failures"] = [
+            {
+                "coin": failure.series.coin,
+                "interval": failure.series.interval,
+                "unit": failure.series.unit,
+                "depth": failure.series.depth,
+                "from": failure.span and failure.span.start,
+                "to": failure.span and failure.span.end,
+                "reason": failure.reason,
+            }
+            for failure in self.failures
+        ]
+        return document
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where a run stands, told after every answer.
+
+    Parameters
+    ----------
+    done : Report
+        What has been done so far.
+    windows_done, windows : int
+        Windows finished, and planned so far; splitting adds to both.
+    weight_left : int
+        What the windows still to come will cost at least.
+    finished : str
+        The slab that was just finished; empty where none was.
+    """
+
+    done: Report
+    windows_done: int
+    windows: int
+    weight_left: int
+    finished: str = ""

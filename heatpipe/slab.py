@@ -1,0 +1,188 @@
+"""One slab at work: its lock, its open windows, its days in memory until they are whole."""
+
+import contextlib
+from collections import defaultdict, deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from queue import SimpleQueue
+
+from heatpipe.client import MAX_REQUESTS
+from heatpipe.errors import DatasetError
+from heatpipe.fetch import Answer, Job
+from heatpipe.layout import Day
+from heatpipe.model import Coverage, Snapshots, Spans, day_span, days_of
+from heatpipe.plan import Slab, SlabPlan, plan_slab
+from heatpipe.report import Failure, Report
+from heatpipe.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """What one answer brought for one day. One value, so that an interrupt finds all of it or nothing."""
+
+    snapshots: Snapshots
+    coverage: Coverage
+
+
+class OpenSlab:
+    """A slab between taking its lock and letting go of it.
+
+    Parameters
+    ----------
+    store : Store
+        Where its days are.
+    plan : SlabPlan
+        The slab, and which part of it is wanted. The windows are planned anew, under the lock.
+    replies : SimpleQueue
+        Where its jobs are to come back.
+    refetch : bool
+        Ask for what is covered as well, and replace it.
+
+    Attributes
+    ----------
+    jobs : set of Job
+        Windows that have not come yet.
+    queued : deque of Job
+        Those of them that nobody has been sent for.
+    """
+
+    def __init__(self, store: Store, plan: SlabPlan, replies: "SimpleQueue[Job]", *, refetch: bool = False) -> None:
+        self.slab: Slab = plan.slab
+        self.jobs: set[Job] = set()
+        self.queued: deque[Job] = deque()
+        self._store = store
+        self._span = plan.span
+        self._replies = replies
+        self._refetch = refetch
+        self._coverage: dict[int, Coverage] = {}
+        self._parts: defaultdict[int, list[_Part]] = defaultdict(list)
+        self._bills: list[Job] = []
+        self._lock = contextlib.ExitStack()
+
+    def open(self, wait: Callable[[float], None] | None) -> None:
+        """Take the lock, read the coverage, plan.
+
+        Raises
+        ------
+        LockedError
+            Another process has the lock, and `wait` is None.
+        """
+        self._lock.enter_context(self._store.lock(self.slab, wait=wait))
+        covered = Spans()
+        for day in days_of(self._span):
+            self._coverage[day] = self._store.coverage(self.slab.series, day)
+            covered |= self._coverage[day].covered
+        plan = plan_slab(self.slab, self._span, Spans() if self._refetch else covered)
+        self.queued.extend(Job(window, self._replies) for window in plan.windows)
+        self.jobs.update(self.queued)
+        self._bills.extend(self.queued)
+
+    @property
+    def bill(self) -> Report:
+        """What its requests have cost so far."""
+        return Report(
+            requests=sum(job.spent.requests for job in self._bills),
+            weight=sum(job.spent.weight for job in self._bills),
+        )
+
+    def accept(self, job: Job, answer: Answer) -> Report:
+        """Take an answer in, and write the days that are whole with it."""
+        for day in days_of(job.window.span):
+            span = day_span(day)
+            self._parts[day].append(_Part(answer.snapshots.between(span), answer.coverage.within(span)))
+        self.jobs.discard(job)
+        return self._write_whole_days(job) + Report(
+            wire_bytes=answer.wire_bytes, open_s=answer.open.seconds, young_s=answer.young.seconds
+        )
+
+    def ask_again(self, job: Job) -> None:
+        """Put a window back in line, first."""
+        self.queued.appendleft(job)
+
+    def split(self, job: Job) -> None:
+        """Put the halves of a window in line in its place."""
+        halves = [Job(window, self._replies, job.spent) for window in job.window.halves()]
+        self.jobs.update(halves)
+        self.jobs.discard(job)
+        self.queued.extendleft(reversed(halves))
+
+    def drop(self, job: Job) -> Report:
+        """Give a window up; write the days that waited for nothing else."""
+        self.jobs.discard(job)
+        return self._write_whole_days(job)
+
+    def abandon(self) -> None:
+        """Give up every window that nobody has been sent for."""
+        self.jobs.difference_update(self.queued)
+        self.queued.clear()
+
+    def close(self) -> Report:
+        """Write what has arrived, whole days or not, and let go of the lock."""
+        with self._lock:
+            report = sum((self._write_day(day) for day in sorted(self._parts)), Report())
+            self._release_quarantine()
+            return report + self.bill
+
+    def _write_whole_days(self, job: Job) -> Report:
+        """Write the days of a window that no other window is still to come for."""
+        awaited = [other.window.span for other in self.jobs]
+        whole = [
+            day for day in days_of(job.window.span) if all(span.clip(day_span(day)).seconds <= 0 for span in awaited)
+        ]
+        return sum((self._write_day(day) for day in whole), Report())
+
+    def _write_day(self, day: int) -> Report:
+        """Merge what came for a day into what is on disk, and replace the file if that changes it."""
+        parts = self._parts.get(day, [])
+        known = self._coverage[day]
+        answered = Coverage()
+        for part in parts:
+            answered |= part.coverage
+        fresh = answered.covered if self._refetch else answered.covered - known.covered
+        if not fresh:
+            self._parts.pop(day, None)
+            return Report()
+        old, failures = self._read_old(day) if known.covered else (None, ())
+        if old is None:
+            known = Coverage()
+        pieces = [] if old is None else [old.snapshots.between(span) for span in known.covered - fresh]
+        arrived = [part.snapshots.between(span) for part in parts for span in part.coverage.covered & fresh]
+        merged = Day(
+            self.slab.series,
+            day,
+            Snapshots.concatenate(sorted((p for p in pieces + arrived if p.points), key=_first_timestamp)),
+            (known - fresh) | (answered - (answered.covered - fresh)),
+        )
+        size = self._store.write_day(merged, self.slab)
+        self._coverage[day] = merged.coverage
+        self._parts.pop(day, None)
+        return Report(
+            points=sum(piece.points for piece in arrived),
+            rows=sum(piece.rows for piece in arrived),
+            days=1,
+            bytes_written=size,
+            failures=failures,
+        )
+
+    def _read_old(self, day: int) -> tuple[Day | None, tuple[Failure, ...]]:
+        try:
+            return self._store.read_day(self.slab.series, day), ()
+        except DatasetError as exc:
+            self._store.set_aside(self.slab.series, day)
+            reason = f"{exc}; it was replaced by what came in this run: run it again for the rest"
+            return None, (Failure(self.slab.series, day_span(day), reason),)
+
+    def _release_quarantine(self) -> None:
+        covered = Spans()
+        for coverage in self._coverage.values():
+            covered |= coverage.covered
+        self._store.release(self.slab.series, covered)
+
+
+def _first_timestamp(snapshots: Snapshots) -> int:
+    return int(snapshots.timestamp[0])
+
+
+def may_split(job: Job) -> bool:
+    """Whether asking for the halves is allowed: there are two, and the window has not cost too much yet."""
+    return job.window.points > 1 and job.spent.requests < MAX_REQUESTS

@@ -1,0 +1,316 @@
+"""Day files: coverage, atomic replacement, locks, quarantine. The only file that reads or writes below the root.
+
+What may be below ``liquidations/`` at any moment is whole days. A file is encoded in memory, written below ``_tmp/``,
+synced, renamed into place, and its folder synced: after a crash a day is the old one or the new one.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from heatpipe import layout
+from heatpipe.errors import DatasetError, LockedError
+from heatpipe.layout import Day, Footer
+from heatpipe.model import Coverage, Series, Span, Spans, Window
+from heatpipe.plan import Slab
+
+TMP: Final = "_tmp"
+LOCKS: Final = "_locks"
+QUARANTINE: Final = "_quarantine"
+
+LOCK_POLL_S: Final = 0.2
+
+PARQUET: Final[dict[str, Any]] = {
+    # Price repeats from snapshot to snapshot: a dictionary. Volume stands PLAIN, so that zstd can match the
+    # snapshot before; few large pages, so that its window reaches that far. A third of the default's bytes.
+    "compression": "zstd",
+    "compression_level": 1,
+    "use_dictionary": ["timestamp", "price"],
+    "column_encoding": {"volume": "PLAIN"},
+    "max_rows_per_page": 131_072,
+    "data_page_size": 16 << 20,
+    "write_page_index": True,
+    "write_page_checksum": True,
+    "sorting_columns": (pq.SortingColumn(0), pq.SortingColumn(1)),
+}
+ROWS_PER_GROUP: Final = 8 * 131_072
+
+
+class Store:
+    """The dataset below one root.
+
+    Parameters
+    ----------
+    root : str
+        A folder; made when the first thing is written.
+    """
+
+    def __init__(self, root: str) -> None:
+        self.root = Path(root)
+
+    # Reading
+
+    def all_series(self) -> list[Series]:
+        """Return every series that has a folder, sorted."""
+        folders = [self.root / layout.TABLE]
+        for key in ("unit", "depth", "interval", "coin"):
+            folders = [inner for folder in folders for inner in _folders(folder, key)]
+        return sorted(_series_of(folder) for folder in folders)
+
+    def days(self, series: Series) -> list[int]:
+        """Return the days on disk, counted from the epoch, sorted."""
+        folder = self.root / layout.series_path(series)
+        return sorted(layout.parse_day(path.name) for path in _folders(folder, "date"))
+
+    def footer(self, series: Series, day: int) -> Footer | None:
+        """Return what a day's file says of itself; None where there is no file.
+
+        Raises
+        ------
+        DatasetError
+            There is one that cannot be read, or belongs elsewhere.
+        """
+        path = self._path(series, day)
+        if not path.exists():  # much cheaper than the error below, and planning asks for every day there could be
+            return None
+        try:
+            metadata = pq.read_metadata(path).metadata
+        except FileNotFoundError:
+            return None
+        except (OSError, pa.ArrowException) as exc:
+            raise DatasetError(f"{path} cannot be read: {_reason(exc)}", str(path)) from exc
+        footer = layout.decode_footer(metadata, str(path))
+        layout.check_place(footer, series, day, str(path))
+        return footer
+
+    def coverage(self, series: Series, day: int) -> Coverage:
+        """Return what of a day is covered; nothing where there is no file, or none that can be read."""
+        try:
+            footer = self.footer(series, day)
+        except DatasetError:
+            return Coverage()
+        return Coverage() if footer is None else footer.coverage
+
+    def covered(self, series: Series, days: Iterable[int]) -> Spans:
+        """Return what is covered of some days."""
+        return Spans.of(span for day in days for span in self.coverage(series, day).covered)
+
+    def read_day(self, series: Series, day: int) -> Day | None:
+        """Return a whole day; None where there is no file.
+
+        Raises
+        ------
+        DatasetError
+            There is one that cannot be read, or its rows are not those its footer vouches for.
+        """
+        path = self._path(series, day)
+        try:
+            table = pq.ParquetFile(path, page_checksum_verification=True).read()
+        except FileNotFoundError:
+            return None
+        except (OSError, pa.ArrowException) as exc:
+            raise DatasetError(f"{path} cannot be read: {_reason(exc)}", str(path)) from exc
+        footer = layout.decode_footer(table.schema.metadata, str(path))
+        layout.check_place(footer, series, day, str(path))
+        if not table.schema.equals(layout.SCHEMA):
+            raise DatasetError(f"{path} has other columns than heatpipe writes", str(path))
+        rows = layout.decode_rows(table)
+        if layout.digest_rows(rows.row_timestamps(), rows.price, rows.volume) != footer.digest:
+            raise DatasetError(f"{path} holds other rows than its footer vouches for", str(path))
+        return Day(series, day, rows, footer.coverage)
+
+    def size_bytes(self, series: Series) -> int:
+        """Size of a series' files."""
+        return sum(self._path(series, day).stat().st_size for day in self.days(series))
+
+    # Writing
+
+    def write_day(self, day: Day, slab: Slab) -> int:
+        """Replace one day's file, whole and atomically; return its size in bytes.
+
+        The caller holds the slab's lock.
+        """
+        path = self._path(day.series, day.number)
+        with _file_errors(path):
+            data = encode_file(day)
+            temporary = self._scratch(slab) / f"{layout.day_date(day.number)}.parquet"
+            _make_folders(temporary.parent)
+            _write_synced(temporary, data)
+            _make_folders(path.parent)
+            temporary.replace(path)
+            _sync_folder(path.parent)
+        return len(data)
+
+    def free_bytes(self) -> int:
+        """Free space where the root is, or will be."""
+        folder = self.root.absolute()
+        while not folder.exists():
+            folder = folder.parent
+        return shutil.disk_usage(folder).free
+
+    @contextlib.contextmanager
+    def lock(self, slab: Slab, *, wait: Callable[[float], None] | None = None) -> Iterator[None]:
+        """Hold the slab's lock; it ends with this process, however that ends.
+
+        Parameters
+        ----------
+        slab : Slab
+            Whose days nobody else writes meanwhile.
+        wait : callable, optional
+            Sleeps for so many seconds while another process holds it; without one that is an error.
+
+        Raises
+        ------
+        LockedError
+            Another process holds it; says which.
+        """
+        path = self.root / LOCKS / f"{layout.slab_name(slab)}.lock"
+        with _file_errors(path):
+            _make_folders(path.parent)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            while not _try_lock(descriptor):
+                if wait is None:
+                    holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "another process"
+                    raise LockedError(f"{slab} is being worked on by {holder}", str(path))
+                wait(LOCK_POLL_S)
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"process {os.getpid()} on {os.uname().nodename}\n".encode(), 0)
+            shutil.rmtree(self._scratch(slab), ignore_errors=True)  # leftovers of one that was killed
+            yield
+        finally:
+            shutil.rmtree(self._scratch(slab), ignore_errors=True)
+            os.close(descriptor)
+
+    # Quarantine
+
+    def quarantine(self, window: Window, reason: str, body: bytes | bytearray | None) -> None:
+        """Keep what is known of a window that was given up: a record, and the raw answer if there is one."""
+        path = self._quarantine_folder(window.series) / f"{window.span.start}-{window.span.end}.json"
+        record = {"from": window.span.start, "to": window.span.end, "reason": reason}
+        with _file_errors(path):
+            _make_folders(path.parent)
+            if body is not None:
+                _write_synced(path.with_suffix(".body"), body)
+            _write_synced(path, json.dumps(record, indent=1).encode())
+
+    def quarantined(self, series: Series) -> Spans:
+        """Return the spans of a series that were given up and have not come since."""
+        return Spans.of(span for _, span in self._records(series))
+
+    def release(self, series: Series, covered: Spans) -> None:
+        """Drop the records of what is covered now."""
+        for path, span in self._records(series):
+            if not Spans.of([span]) - covered:
+                path.with_suffix(".body").unlink(missing_ok=True)
+                path.unlink(missing_ok=True)
+
+    def set_aside(self, series: Series, day: int) -> None:
+        """Keep a copy of a file that is damaged and about to be replaced."""
+        path = self._path(series, day)
+        copy = self._quarantine_folder(series) / f"{layout.day_date(day)}.parquet"
+        with _file_errors(copy):
+            _make_folders(copy.parent)
+            _write_synced(copy, path.read_bytes())
+
+    def _records(self, series: Series) -> Iterator[tuple[Path, Span]]:
+        for path in sorted(self._quarantine_folder(series).glob("*.json")):
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+                record = json.loads(path.read_bytes())
+                yield path, Span(record["from"], record["to"])
+
+    # Places
+
+    def _path(self, series: Series, day: int) -> Path:
+        return self.root / layout.day_path(series, day)
+
+    def _scratch(self, slab: Slab) -> Path:
+        return self.root / TMP / layout.slab_name(slab)
+
+    def _quarantine_folder(self, series: Series) -> Path:
+        return self.root / QUARANTINE / layout.series_path(series).relative_to(layout.TABLE)
+
+
+def encode_file(day: Day) -> bytes:
+    """Encode a day as the bytes of a Parquet file: a pure function of its rows and coverage."""
+    table = layout.encode_day(day)
+    sink = pa.BufferOutputStream()
+    with pq.ParquetWriter(sink, table.schema, **PARQUET) as writer:
+        writer.write_table(table, row_group_size=ROWS_PER_GROUP)
+    data: bytes = sink.getvalue().to_pybytes()
+    return data
+
+
+def _write_synced(path: Path, data: bytes | bytearray) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _make_folders(folder: Path) -> None:
+    """Make a folder and those above it, each synced into its parent: a crash must not lose the way to a file."""
+    if folder.is_dir():
+        return
+    _make_folders(folder.parent)
+    folder.mkdir(exist_ok=True)
+    _sync_folder(folder.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def _file_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as exc:
+        raise DatasetError(f"cannot write {exc.filename or path}: {_reason(exc)}", str(path)) from exc
+
+
+def _reason(exc: Exception) -> str:
+    text = getattr(exc, "strerror", None) or str(exc) or type(exc).__name__
+    return text.splitlines()[0]
+
+
+def _folders(parent: Path, key: str) -> list[Path]:
+    """Return the partition folders of one key; what else lies there is not heatpipe's."""
+    found: list[Path] = []
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        for path in parent.iterdir():
+            with contextlib.suppress(ValueError):
+                layout.parse_folder(key, path.name)
+                found.append(path)
+    return found
+
+
+def _series_of(coin_folder: Path) -> Series:
+    interval_folder = coin_folder.parent
+    depth_folder = interval_folder.parent
+    return Series(
+        coin=layout.parse_folder("coin", coin_folder.name),
+        interval=layout.parse_folder("interval", interval_folder.name),
+        unit=layout.parse_folder("unit", depth_folder.parent.name),
+        depth=int(layout.parse_folder("depth", depth_folder.name)),
+    )
