@@ -4,9 +4,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from heatpipe.config import Settings as Settings
+    from heatpipe.frame import scan as scan
     from heatpipe.ingest import backfill as backfill
     from heatpipe.model import Series as Series
-    from heatpipe.scan import scan as scan
     from heatpipe.sql import connect as connect
 
 __version__ = "0.1.0"
@@ -16,7 +16,7 @@ __all__ = ["backfill", "connect", "scan", "Series", "Settings"]
 _HOMES = {
     "backfill": "heatpipe.ingest",
     "connect": "heatpipe.sql",
-    "scan": "heatpipe.scan",
+    "scan": "heatpipe.frame",
     "Series": "heatpipe.model",
     "Settings": "heatpipe.config",
 }

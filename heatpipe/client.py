@@ -2,6 +2,7 @@
 
 import email.utils
 import json
+import logging
 import random
 import threading
 import time
@@ -32,6 +33,9 @@ from heatpipe.upstream import LIQUIDATIONS, POINTS_PATH
 
 MAX_REQUESTS: Final = 40
 """Most requests that one window and its halves may cost."""
+LOG: Final = logging.getLogger("heatpipe")
+LOUD_FROM: Final = 4
+"""From so many failures of one window on, whoever runs this is told without asking."""
 BACKOFF_FIRST_S: Final = 0.5
 BACKOFF_MOST_S: Final = 30.0
 BYTES_PER_LEVEL: Final = 64
@@ -128,6 +132,7 @@ class Client:
             As the upstream said; see `heatpipe.errors`.
         """
         failing_s = 0.0
+        failures = 0
         backoffs = _backoffs()
         while True:
             failing_s += self._budget.spend(window.weight)
@@ -145,6 +150,8 @@ class Client:
                 self._budget.answered()
                 return body
             failing_s += self._monotonic() - started
+            failures += 1
+            LOG.log(logging.INFO if failures < LOUD_FROM else logging.WARNING, "trying again: %s", fault)
             if failing_s >= self._settings.patience_s:
                 raise fault
 
@@ -217,11 +224,10 @@ class Client:
             return "", "", None
         if not isinstance(found, dict):
             return "", "", None
-        wait = found.get("retry_after")
         return (
             self._clean(str(found.get("error", ""))),
             self._clean(str(found.get("message", ""))),
-            float(wait) if type(wait) in (int, float) and 0 <= wait < float("inf") else None,
+            _seconds(found.get("retry_after")),
         )
 
     def _clean(self, text: str) -> str:
@@ -310,6 +316,12 @@ def _forbidden(said: str, text: str) -> HeatpipeError:
     if "point" in text:
         return TierError(f"{said}; your tier allows fewer points a request than {LIQUIDATIONS.points_per_weight}")
     return TierError(f"{said}; liquidation heatmaps need the Advanced or Enterprise tier")
+
+
+def _seconds(value: object) -> float | None:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < float("inf"):
+        return None
+    return float(value)
 
 
 def _retry_after(headers: Mapping[str, str], now: float) -> float | None:

@@ -146,9 +146,9 @@ class Settings:
                 found[name] = _FIELDS[name].check(value, _FIELDS[name].flag)
         return cls(**found)
 
-    def with_root(self, root: str) -> Self:
-        """Return the same for another dataset."""
-        return replace(self, root=root)
+    def with_concurrency(self, concurrency: int) -> Self:
+        """Return the same with another number of requests in flight."""
+        return replace(self, concurrency=concurrency)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@
     │   └── EnvelopeError         ... as a whole: no part of it can be trusted
     ├── DatasetError          look at the folder: a file is damaged, foreign, or cannot be written
     │   └── LockedError           ... another process works there
+    ├── IncompleteError       run it again: some of what was asked for did not come
     └── Stopped               nothing: the user asked for an end
 
 A promise broken by heatpipe's own code is a ValueError, never one of these.
@@ -96,6 +97,10 @@ class DatasetError(HeatpipeError):
 
 class LockedError(DatasetError):
     """Another process holds the lock of a slab."""
+
+
+class IncompleteError(HeatpipeError):
+    """A run ended with something left out; what came is on disk."""
 
 
 class Stopped(HeatpipeError):  # noqa: N818 - an end that was asked for is no error

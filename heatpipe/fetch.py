@@ -168,7 +168,6 @@ class Crew:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        self.stop.set()
         for _ in self._threads:
             self._jobs.put(None)
         self._client.close()

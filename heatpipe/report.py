@@ -23,6 +23,8 @@ class Failure:
     series: Series
     span: Span | None
     reason: str
+    counts: bool = True
+    """whether it makes the run a failed one; what lies beyond the history does not"""
 
     @classmethod
     def of_window(cls, window: Window, reason: str) -> "Failure":
@@ -44,8 +46,8 @@ class Report:
         Points that came, and the levels in them, as far as they were stored.
     days, bytes_written : int
         Files written, and their size.
-    open_s, young_s : int
-        Seconds of the span that were not closed yet, or absent but too young to be called so; the next run asks.
+    open, young : int
+        Intervals that were not closed yet, or absent but too young to be called so; the next run asks.
     failures : tuple of Failure
         What did not come.
     """
@@ -57,8 +59,8 @@ class Report:
     rows: int = 0
     days: int = 0
     bytes_written: int = 0
-    open_s: int = 0
-    young_s: int = 0
+    open: int = 0
+    young: int = 0
     failures: tuple[Failure, ...] = field(default=())
 
     def __add__(self, other: "Report") -> "Report":

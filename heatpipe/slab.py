@@ -92,7 +92,9 @@ class OpenSlab:
             self._parts[day].append(_Part(answer.snapshots.between(span), answer.coverage.within(span)))
         self.jobs.discard(job)
         return self._write_whole_days(job) + Report(
-            wire_bytes=answer.wire_bytes, open_s=answer.open.seconds, young_s=answer.young.seconds
+            wire_bytes=answer.wire_bytes,
+            open=answer.open.seconds // self.slab.series.interval_s,
+            young=answer.young.seconds // self.slab.series.interval_s,
         )
 
     def ask_again(self, job: Job) -> None:

@@ -1,0 +1,64 @@
+# Every habit of the project. `make` alone lists them.
+
+# The first Python of these that is new enough; `make PYTHON=… demo` names another.
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+# Prefect keeps its database and settings inside the project, and sends nothing home.
+export PREFECT_HOME := $(CURDIR)/.prefect
+export PREFECT_SERVER_ANALYTICS_ENABLED := false
+export DO_NOT_TRACK := 1
+# A heatpipe of the user's own configuration must not leak into the demo or the tests.
+unexport KIYOTAKA_API_KEY HEATPIPE_API_URL HEATPIPE_DATA HEATPIPE_KEY_HEADER HEATPIPE_WEIGHT_PER_MINUTE \
+	HEATPIPE_BURST HEATPIPE_HISTORY_DAYS HEATPIPE_TIMEOUT_S HEATPIPE_PATIENCE_S HEATPIPE_CONCURRENCY HEATPIPE_SETTLE_S \
+	PREFECT_API_URL PREFECT_API_KEY PREFECT_PROFILE
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format bench lock clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | while IFS="$$(printf '\t')" read -r t d; do \
+		printf '  make %-9s %s\n' "$$t" "$$d"; done
+
+setup: $(READY) ## make the virtual environment; a second run takes no time
+
+demo: $(READY) ## backfill three coins from the embedded sandbox through Prefect, then look at the rows
+	@$(BIN)/python -m flows.demo
+
+test: $(READY) ## run all tests
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: $(READY) ## formatting, lint, types
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+
+format: $(READY) ## put the code into its form
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+bench: $(READY) ## measure every stage and the whole against the peers
+	@$(BIN)/python -m tests.benchmarks $(ARGS)
+
+lock: $(READY) ## write requirements.lock anew from pyproject.toml
+	@$(BIN)/pip install --quiet uv
+	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+		--all-extras --group dev --no-annotate --custom-compile-command 'make lock' \
+		--output-file requirements.lock pyproject.toml
+
+clean: ## remove what setup, demo and test have made
+	rm -rf $(VENV) .prefect data/demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(READY): requirements.lock pyproject.toml
+	@if [ -z "$(PYTHON)" ]; then echo 'heatpipe needs Python 3.11 or newer; none was found on the PATH.'; exit 1; fi
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+		echo 'This Python has no venv: install it (on Debian and Ubuntu: apt install python3-venv), then try again.'; \
+		exit 1; }
+	@echo 'Setting up $(VENV); this takes a minute or two, once.'
+	@rm -rf $(VENV) && $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@

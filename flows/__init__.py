@@ -1,0 +1,1 @@
+"""Prefect flows: thin shells over the engine in `heatpipe`. Used from a checkout; not in the wheel."""

@@ -1,0 +1,455 @@
+"""Parse, call, print: the command line, and the only place that ends the process.
+
+Engines are imported in the commands that use them: ``heatpipe --help`` answers before polars could be loaded.
+"""
+
+import json
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
+
+from cyclopts import App, CycloptsError, Group, Parameter
+
+from heatpipe import __version__
+from heatpipe.errors import ConfigError, HeatpipeError
+
+if TYPE_CHECKING:
+    from heatpipe.config import Settings, Target
+    from heatpipe.plan import Plan
+    from heatpipe.report import Report
+    from heatpipe.status import Tally
+
+DONE: Final = 0
+FAILED: Final = 1
+USAGE: Final = 2
+INTERRUPTED: Final = 130
+
+app = App(
+    name="heatpipe",
+    version=__version__,
+    help="Bring liquidation heatmaps of the Kiyotaka Data API home as partitioned Parquet.",
+    help_epilogue="""Try it without a key: `heatpipe sandbox` in one terminal, and in another
+
+`KIYOTAKA_API_KEY=sandbox-key heatpipe backfill --coin BTC --last 1d --api-url http://127.0.0.1:8765`""",
+    help_format="markdown",
+)
+
+SERIES = Group("Series", sort_key=1)
+SHARED = Group("Settings", sort_key=2)
+
+
+@Parameter(name="*", group=SERIES)
+@dataclass(frozen=True, kw_only=True)
+class SeriesFlags:
+    """Which series, and from when to when."""
+
+    coin: Annotated[tuple[str, ...], Parameter(negative=(), show_default=False)] = ()
+    """Coin in Hyperliquid's spelling, such as BTC, kPEPE, PURR/USDC; repeatable. Else the file's [[series]]."""
+    interval: str | None = None
+    """MINUTE (default), FIVE_MINUTES, FIFTEEN_MINUTES, HOUR, FOUR_HOURS or DAY."""
+    unit: str | None = None
+    """What volumes are counted in: coin (default) or usd."""
+    depth: int | None = None
+    """Most price levels per snapshot; 1500 by default, and each further 1500 cost a fifth more."""
+    start: str | None = None
+    """Date or ISO 8601 instant; without an offset it is UTC."""
+    end: str | None = None
+    """The same; not included. By default the last closed interval."""
+    last: str | None = None
+    """Length up to the end, in place of a start: 90m, 36h, 7d, 2w."""
+
+
+@Parameter(name="*", group=SHARED)
+@dataclass(frozen=True, kw_only=True)
+class SharedFlags:
+    """Where things are, and how much is said."""
+
+    data: str | None = None
+    """Folder of the dataset. [HEATPIPE_DATA; default: data]"""
+    config: str | None = None
+    """TOML file with settings and series."""
+    api_url: str | None = None
+    """URL of the API. [HEATPIPE_API_URL; default: https://api.kiyotaka.ai]"""
+    json: Annotated[bool, Parameter(negative=(), show_default=False)] = False
+    """One JSON document on stdout, everything else on stderr."""
+    quiet: Annotated[bool, Parameter(negative=(), show_default=False)] = False
+    """Say nothing but warnings and errors."""
+    verbose: Annotated[bool, Parameter(negative=(), show_default=False)] = False
+    """Say what is retried, and why."""
+
+
+NO_SERIES: Final = SeriesFlags()
+NO_SHARED: Final = SharedFlags()
+MaxWeight = Annotated[int | None, Parameter(help="Refuse a plan that costs more than this weight.")]
+
+
+@app.command
+def plan(*, series: SeriesFlags = NO_SERIES, shared: SharedFlags = NO_SHARED, max_weight: MaxWeight = None) -> int:
+    """Say what a backfill would cost and take; spends nothing, needs no key.
+
+    Example: `heatpipe plan --coin BTC --coin ETH --start 2026-03-01 --end 2026-03-08`
+    """
+    from heatpipe.store import Store
+    from heatpipe.survey import check_plan, make_plan
+
+    settings = _settings(shared)
+    store = Store(settings.root)
+    found = make_plan(_targets(series, settings), store, settings, time.time(), last_s=_last(series))
+    _warn(found.warnings)
+    check_plan(found, store, settings, max_weight)
+    if shared.json:
+        _print_json(_plan_document(found, settings))
+    else:
+        _print_plan(found, settings, store.free_bytes())
+    return DONE
+
+
+@app.command
+def backfill(
+    *,
+    series: SeriesFlags = NO_SERIES,
+    shared: SharedFlags = NO_SHARED,
+    max_weight: MaxWeight = None,
+) -> int:
+    """Fetch what is missing in a span; spends weight. The same command again fetches only what did not come.
+
+    Example: `heatpipe backfill --coin BTC --last 7d`
+    """
+    from heatpipe.ingest import carry_out
+    from heatpipe.progress import show_progress
+    from heatpipe.store import Store
+    from heatpipe.survey import check_plan, make_plan
+
+    settings = _settings(shared)
+    settings.key()
+    store = Store(settings.root)
+    found = make_plan(_targets(series, settings), store, settings, time.time(), last_s=_last(series))
+    _warn(found.warnings)
+    check_plan(found, store, settings, max_weight)
+    started = time.monotonic()
+    with show_progress(settings, quiet=shared.quiet) as on_progress:
+        report = carry_out(found, store, settings, on_progress=on_progress)
+    seconds = time.monotonic() - started
+    for failure in report.failures:
+        _say(f"failed: {failure.series.coin} {failure.span or ''}: {failure.reason}")
+    if shared.json:
+        _print_json({**report.as_document(), "seconds": round(seconds, 3), "intervals": found.intervals})
+    elif not shared.quiet:
+        _print_report(report, found, seconds)
+    return FAILED if any(failure.counts for failure in report.failures) else DONE
+
+
+@app.command
+def status(*, series: SeriesFlags = NO_SERIES, shared: SharedFlags = NO_SHARED) -> int:
+    """Add up the coverage of each series; reads footers only.
+
+    Example: `heatpipe status --coin BTC --start 2026-03-01 --end 2026-03-08`
+    """
+    from heatpipe.status import take_stock
+    from heatpipe.store import Store
+
+    settings = _settings(shared)
+    store = Store(settings.root)
+    tallies = take_stock(store, _targets_on_disk(series, settings), settings, time.time(), last_s=_last(series))
+    if shared.json:
+        _print_json({"series": [tally.as_document() for tally in tallies]})
+    else:
+        _print_status(tallies, settings.root)
+    return DONE
+
+
+@app.command
+def heatmap(
+    *,
+    series: SeriesFlags = NO_SERIES,
+    shared: SharedFlags = NO_SHARED,
+    output: Annotated[str, Parameter(name=("--output", "-o"), help="The picture: a .png, .svg or .pdf file.")],
+) -> int:
+    """Draw time × price with the standing liquidation volume as colour, from what is on disk.
+
+    Example: `heatpipe heatmap --coin BTC --last 7d -o btc.png`
+    """
+    from heatpipe.heatmap import build_heatmap, draw_heatmap
+    from heatpipe.status import take_stock
+    from heatpipe.store import Store
+
+    settings = _settings(shared)
+    targets = _targets_on_disk(series, settings)
+    if len(targets) != 1:
+        names = ", ".join(str(target.series) for target in targets) or f"nothing in {settings.root}"
+        raise ConfigError(f"a picture shows one series, not {len(targets)}: {names}; choose with --coin, --unit …")
+    tally = take_stock(Store(settings.root), targets, settings, time.time(), last_s=_last(series))[0]
+    draw_heatmap(build_heatmap(settings.root, tally.series, tally.span), output)
+    if shared.json:
+        _print_json({"output": output, **tally.as_document()})
+    elif not shared.quiet:
+        print(f"{output}: {tally.series}, {tally.span}")
+    return DONE
+
+
+@app.command
+def sandbox(
+    *,
+    port: int = 8765,
+    seed: int = 0,
+    weight_per_minute: int = 750,
+    burst: int = 1500,
+    latency: float = 0.0,
+    gaps: Annotated[bool, Parameter(negative=())] = False,
+) -> int:
+    """Serve an emulated API with a made-up market on loopback, until Ctrl-C.
+
+    Example: `heatpipe sandbox --port 8765 --latency 0.3`
+
+    Parameters
+    ----------
+    port : int
+        Port on 127.0.0.1; 0 takes a free one.
+    seed : int
+        Another number, another market.
+    weight_per_minute, burst : int
+        The budget of the key "sandbox-key".
+    latency : float
+        Seconds that every answer takes longer.
+    gaps : bool
+        Leave out an interval now and then.
+    """
+    from heatpipe.sandbox import Market, Options, Tier
+    from heatpipe.sandbox import run as run_sandbox
+
+    if not 0 <= port <= 65535 or weight_per_minute < 1 or burst < 1 or latency < 0:
+        raise ConfigError("a port lies between 0 and 65535, a budget is at least 1, a latency at least 0")
+    keys = {"sandbox-key": Tier("advanced", weight_per_minute, burst)}
+    options = Options(market=Market(seed, gaps=gaps), keys=keys, latency_s=latency)
+    try:
+        run_sandbox(options, port, on_start=_print_sandbox)
+    except OSError as exc:
+        raise ConfigError(f"cannot listen on 127.0.0.1:{port}: {exc.strerror}; choose another --port") from exc
+    return DONE
+
+
+# From flags to values
+
+
+def _settings(shared: SharedFlags) -> "Settings":
+    from heatpipe.config import Settings
+
+    if shared.verbose:
+        logging.basicConfig(stream=sys.stderr, format="%(message)s")
+        logging.getLogger("heatpipe").setLevel(logging.DEBUG)
+    return Settings.load({"root": shared.data, "url": shared.api_url}, file=shared.config)
+
+
+def _targets(flags: SeriesFlags, settings: "Settings") -> "list[Target]":
+    """Return the coins of the flags, else the series of the file, with the bounds that the flags give."""
+    from heatpipe.config import Target
+    from heatpipe.model import Series
+
+    bounds = _bounds(flags)
+    if flags.coin:
+        parts = _parts(flags)
+        return [Target(Series(coin, **parts), **bounds) for coin in dict.fromkeys(flags.coin)]
+    if _parts(flags):
+        raise ConfigError("--interval, --unit and --depth go with --coin; the file's [[series]] name their own")
+    if not settings.targets:
+        raise ConfigError("no coin: give --coin BTC, or a --config file with [[series]]")
+    return [
+        Target(target.series, bounds.get("start", target.start), bounds.get("end", target.end))
+        for target in settings.targets
+    ]
+
+
+def _targets_on_disk(flags: SeriesFlags, settings: "Settings") -> "list[Target]":
+    """Return what the flags choose of the series on disk; without flags, all of them."""
+    from heatpipe.config import Target
+    from heatpipe.frame import choose_coins
+    from heatpipe.store import Store
+
+    if not flags.coin and settings.targets:
+        return _targets(flags, settings)
+    found = Store(settings.root).all_series()
+    if not found and flags.coin:
+        return _targets(flags, settings)
+    bounds, parts = _bounds(flags), _parts(flags)
+    chosen = choose_coins(found, flags.coin or None)
+    return [
+        Target(series, **bounds)
+        for series in chosen
+        if all(getattr(series, part) == wanted for part, wanted in parts.items())
+    ]
+
+
+def _parts(flags: SeriesFlags) -> dict[str, Any]:
+    parts = {"interval": flags.interval, "unit": flags.unit, "depth": flags.depth}
+    return {name: value for name, value in parts.items() if value is not None}
+
+
+def _bounds(flags: SeriesFlags) -> dict[str, int]:
+    from heatpipe.config import parse_instant
+
+    if flags.start and flags.last:
+        raise ConfigError("--start and --last exclude each other")
+    bounds = {"--start": flags.start, "--end": flags.end}
+    return {name[2:]: parse_instant(text, name) for name, text in bounds.items() if text is not None}
+
+
+def _last(flags: SeriesFlags) -> int | None:
+    from heatpipe.config import parse_last
+
+    return None if flags.last is None else parse_last(flags.last)
+
+
+# From values to text
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def _warn(warnings: Iterable[str]) -> None:
+    for warning in warnings:
+        _say(f"warning: {warning}")
+
+
+def _print_json(document: dict[str, Any]) -> None:
+    print(json.dumps(document, indent=2))
+
+
+def _plan_document(found: "Plan", settings: "Settings") -> dict[str, Any]:
+    from heatpipe.plan import estimate
+
+    expected = estimate(found)
+    return {
+        "requests": found.requests,
+        "weight": found.weight,
+        "seconds": round(found.seconds(settings.weight_per_minute, settings.burst), 3),
+        "intervals": found.intervals,
+        "missing": found.missing,
+        "estimated_rows": expected.rows,
+        "estimated_download_bytes": expected.wire_bytes,
+        "estimated_disk_bytes": expected.disk_bytes,
+        "warnings": list(found.warnings),
+        "windows": [
+            {
+                "coin": window.series.coin,
+                "from": window.span.start,
+                "period": window.span.seconds,
+                "weight": window.weight,
+            }
+            for window in found.windows
+        ],
+    }
+
+
+def _print_plan(found: "Plan", settings: "Settings", free_bytes: int) -> None:
+    from heatpipe.plan import estimate
+    from heatpipe.progress import show_bytes, show_seconds
+
+    expected = estimate(found)
+    seconds = found.seconds(settings.weight_per_minute, settings.burst)
+    budget = f"{settings.weight_per_minute:,} a minute, {settings.burst:,} at once"
+    print(f"on disk     {found.intervals - found.missing:,} of {found.intervals:,} intervals")
+    print(f"requests    {found.requests:,}")
+    print(f"weight      {found.weight:,}")
+    print(f"time        {show_seconds(seconds)} at the budget ({budget})")
+    print("Estimates, at what the sandbox's market takes a row:")
+    print(f"rows        {expected.rows:,}")
+    print(f"download    {show_bytes(expected.wire_bytes)}")
+    print(f"on disk     {show_bytes(expected.disk_bytes)} more, {show_bytes(free_bytes)} free")
+
+
+def _print_report(report: "Report", found: "Plan", seconds: float) -> None:
+    from heatpipe.progress import show_bytes
+
+    if not report.requests:
+        print(f"Nothing to fetch: {found.intervals:,} intervals are on disk already.")
+        return
+    print(
+        f"{report.rows:,} rows of {report.points:,} snapshots in {report.days:,} day files "
+        f"({show_bytes(report.bytes_written)}), {seconds:.1f} s"
+    )
+    print(f"{report.requests:,} requests, weight {report.weight:,}, {show_bytes(report.wire_bytes)} received")
+    if report.open or report.young:
+        print(f"{report.open + report.young:,} intervals are open or too young to be called absent: ask again later")
+
+
+def _print_status(tallies: "list[Tally]", root: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from heatpipe.status import COUNTS
+
+    if not tallies:
+        print(f"no series in {root}")
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("coin", "interval", "unit"):
+        table.add_column(name, no_wrap=True)
+    for name in ("depth", "from", "to", *COUNTS):
+        table.add_column(name, justify="right", no_wrap=True)
+    for tally in tallies:
+        series, times = tally.series, [_minute(at) for at in tally.span]
+        counts = [f"{getattr(tally, name):,}" for name in COUNTS]
+        table.add_row(series.coin, series.interval, series.unit, str(series.depth), *times, *counts)
+    width = None if sys.stdout.isatty() else 10_000
+    Console(width=width, markup=False, highlight=False).print(table)
+
+
+def _minute(time_s: int) -> str:
+    from heatpipe.model import show_time
+
+    return show_time(time_s)[:16] + "Z"
+
+
+def _print_sandbox(url: str) -> None:
+    print(f"The sandbox listens on {url}; Ctrl-C ends it. In another terminal:\n")
+    print(f"  export KIYOTAKA_API_KEY=sandbox-key HEATPIPE_API_URL={url}")
+    print("  heatpipe backfill --coin BTC --last 1d", flush=True)
+
+
+# The process
+
+
+def main() -> NoReturn:
+    """Run the command line and end the process with the exit code of the contract."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    code = run(app)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    if code == INTERRUPTED:
+        # A thread that still waits for the network must not keep the process, nor fall over its end.
+        os._exit(code)
+    sys.exit(code)
+
+
+def run(commands: App, arguments: list[str] | None = None) -> int:
+    """Run one command; return its exit code. Every error that a user can cause becomes one line on stderr."""
+    try:
+        return commands(arguments, exit_on_error=False, print_error=False, result_action="return_value") or DONE
+    except CycloptsError as exc:
+        _say(f"heatpipe: {exc}")
+        return USAGE
+    except ConfigError as exc:
+        _say(f"heatpipe: {exc}")
+        return USAGE
+    except HeatpipeError as exc:
+        _say(f"heatpipe: {exc}")
+        return FAILED
+    except BrokenPipeError:
+        return FAILED
+    except KeyboardInterrupt:
+        _say("heatpipe: interrupted; what had arrived is on disk, the same command fetches the rest")
+        return INTERRUPTED
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt

@@ -1,0 +1,143 @@
+"""The analysts' LazyFrame: the dataset as polars sees it, with the right types and no other series mixed in."""
+
+from collections.abc import Iterable, Sequence
+from datetime import UTC, date, datetime
+from difflib import get_close_matches
+from typing import Final
+
+import polars as pl
+
+from heatpipe import layout
+from heatpipe.config import parse_instant
+from heatpipe.errors import ConfigError
+from heatpipe.model import Series
+from heatpipe.store import Store
+
+PARTITIONS: Final[dict[str, pl.DataType | type[pl.DataType]]] = {
+    "unit": pl.String,
+    "depth": pl.Int64,
+    "interval": pl.String,
+    "coin": pl.String,
+    "date": pl.Date,
+}
+SCHEMA: Final = pl.Schema(
+    {"timestamp": pl.Datetime("us", "UTC"), "price": pl.Float64, "volume": pl.Float64, **PARTITIONS}
+)
+
+
+def scan(
+    root: str = "data",
+    coin: str | Sequence[str] | None = None,
+    start: str | date | int | None = None,
+    end: str | date | int | None = None,
+    *,
+    interval: str | None = None,
+    unit: str | None = None,
+    depth: int | None = None,
+) -> pl.LazyFrame:
+    """Scan the dataset lazily: only the days and columns that a query needs are read.
+
+    Volumes are a **stock**, not a flow: what would be liquidated at that price, standing at that time. Sum them over
+    prices, never over time; over time take the mean, or the last. A timestamp is taken as its interval's start, so a
+    row is known only from ``timestamp`` + interval on. There is no side: a level above the price of the moment
+    liquidates shorts, one below it longs.
+
+    Parameters
+    ----------
+    root : str
+        The dataset's folder.
+    coin : str or sequence of str, optional
+        Which coins; all by default.
+    start, end : date, datetime, str or int, optional
+        Half-open span of timestamps: dates, ISO 8601 instants (UTC without an offset) or Unix seconds.
+    interval, unit, depth : optional
+        Which series. Each defaults to the only one on disk.
+
+    Returns
+    -------
+    polars.LazyFrame
+        timestamp (microseconds, UTC), price (USD), volume (in coin or USD, as `unit` says), and the partition keys
+        unit, depth, interval, coin, date. Within a coin sorted by timestamp, then price.
+
+    Raises
+    ------
+    ConfigError
+        Nothing on disk matches, or `interval`, `unit` or `depth` has several values on disk and none was chosen.
+
+    Examples
+    --------
+    >>> frame = heatpipe.scan("data", coin="BTC", start="2026-03-01", end="2026-03-08")  # doctest: +SKIP
+    """
+    store = Store(root)
+    found = [series for series in store.all_series() if store.days(series)]
+    bounds = [None if at is None else _as_datetime(at, name) for at, name in ((start, "start"), (end, "end"))]
+    if not found:
+        return pl.LazyFrame(schema=SCHEMA)
+    chosen = choose_series(found, coin, interval=interval, unit=unit, depth=depth)
+    # The whole table is named, and polars leaves out by their folders' names what the filters exclude: named one by
+    # one, files below a root such as env=prod/ would bring that key along.
+    table = pl.scan_parquet(f"{store.root / layout.TABLE}/", glob=False, hive_partitioning=True, hive_schema=PARTITIONS)
+    only = chosen[0]
+    frame = table.filter(
+        pl.col("unit") == only.unit,
+        pl.col("depth") == only.depth,
+        pl.col("interval") == only.interval,
+        pl.col("coin").is_in([series.coin for series in chosen]),
+    )
+    return _between(frame, *bounds).select(SCHEMA.names())
+
+
+def _as_datetime(value: str | date | int, name: str) -> datetime:
+    return datetime.fromtimestamp(value if isinstance(value, int) else parse_instant(value, name), UTC)
+
+
+def _between(frame: pl.LazyFrame, start: datetime | None, end: datetime | None) -> pl.LazyFrame:
+    """Filter by time, and by date as well, so that other days' files are not opened."""
+    if start is not None:
+        frame = frame.filter(pl.col("date") >= start.date(), pl.col("timestamp") >= start)
+    if end is not None:
+        frame = frame.filter(pl.col("date") <= end.date(), pl.col("timestamp") < end)
+    return frame
+
+
+def choose_series(
+    found: Sequence[Series],
+    coin: str | Sequence[str] | None = None,
+    *,
+    interval: str | None = None,
+    unit: str | None = None,
+    depth: int | None = None,
+) -> list[Series]:
+    """Choose among the series on disk.
+
+    Raises
+    ------
+    ConfigError
+        Nothing matches: names the nearest; or a part other than the coin is ambiguous: lists its values.
+    """
+    left = choose_coins(found, [coin] if isinstance(coin, str) else coin)
+    for part, wanted in (("interval", interval), ("unit", unit), ("depth", depth)):
+        there = {getattr(series, part) for series in left}
+        if wanted is None and len(there) > 1:
+            choices = ", ".join(f"{part}={value!r}" for value in sorted(there))
+            raise ConfigError(f"the dataset holds several: choose one of {choices}")
+        if wanted is not None:
+            _check_found(part, wanted, there)
+            left = [series for series in left if getattr(series, part) == wanted]
+    return left
+
+
+def choose_coins(found: Sequence[Series], coins: Sequence[str] | None) -> list[Series]:
+    """Return the series of some coins, or of all; an unknown one raises a ConfigError that names the nearest."""
+    for coin in coins or ():
+        _check_found("coin", coin, {series.coin for series in found})
+    return [series for series in found if coins is None or series.coin in coins]
+
+
+def _check_found(part: str, wanted: str | int, there: Iterable[str | int]) -> None:
+    names = {str(value): value for value in there}
+    if wanted in names.values():
+        return
+    near = get_close_matches(str(wanted).upper(), {name.upper(): name for name in names}, n=3, cutoff=0.5)
+    nearest = [name for name in sorted(names) if name.upper() in near] or sorted(names)[:10]
+    raise ConfigError(f"no {part} {wanted!r} in the dataset; there is {', '.join(nearest)}")

@@ -1,0 +1,93 @@
+"""A run's progress on stderr: a bar on a terminal, a plain line now and then elsewhere."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from heatpipe.config import Settings
+from heatpipe.report import Progress
+
+PLAIN_EVERY_S: Final = 10.0
+
+
+@contextmanager
+def show_progress(settings: Settings, *, quiet: bool = False) -> Iterator[Callable[[Progress], None]]:
+    """Yield a callback that shows where a run stands.
+
+    Parameters
+    ----------
+    settings : Settings
+        The budget, for the time that is left.
+    quiet : bool
+        Show nothing.
+    """
+    if quiet:
+        yield lambda _: None
+    elif sys.stderr.isatty():
+        with _bar(settings) as show:
+            yield show
+    else:
+        yield _plain(settings)
+
+
+@contextmanager
+def _bar(settings: Settings) -> Iterator[Callable[[Progress], None]]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bar
+
+    columns = (
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("windows  {task.fields[said]}"),
+        TimeElapsedColumn(),
+    )
+    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=None, said="")
+
+        def show(progress: Progress) -> None:
+            bar.update(
+                task, completed=progress.windows_done, total=progress.windows, said=_describe(progress, settings)
+            )
+
+        yield show
+
+
+def _plain(settings: Settings) -> Callable[[Progress], None]:
+    due = time.monotonic() + PLAIN_EVERY_S
+
+    def show(progress: Progress) -> None:
+        nonlocal due
+        if time.monotonic() >= due:
+            due = time.monotonic() + PLAIN_EVERY_S
+            windows = f"{progress.windows_done:,} of {progress.windows:,} windows"
+            print(f"{windows}, {_describe(progress, settings)}", file=sys.stderr, flush=True)
+
+    return show
+
+
+def _describe(progress: Progress, settings: Settings) -> str:
+    left_s = progress.weight_left * 60 / settings.weight_per_minute
+    done = progress.done
+    return f"{done.rows:,} rows, weight {done.weight:,}, at most {show_seconds(left_s)} left at the budget"
+
+
+def show_seconds(seconds: float) -> str:
+    """Return a length of time as a person says it."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
+
+
+def show_bytes(size_bytes: float) -> str:
+    """Return a size in decimal units."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size_bytes < 1000:
+            return f"{size_bytes:.0f} B" if unit == "B" else f"{size_bytes:.1f} {unit}"
+        size_bytes /= 1000
+    return f"{size_bytes:.1f} TB"

@@ -1,0 +1,132 @@
+"""Coverage added up: each interval of a span is exactly one of seven things. Reads footers, no rows."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from heatpipe.config import Settings, Target, resolve_span
+from heatpipe.errors import ConfigError
+from heatpipe.model import Coverage, Series, Span, Spans, days_of
+from heatpipe.plan import Horizon
+from heatpipe.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """A series over a span, in intervals. They sum to the span.
+
+    Parameters
+    ----------
+    series : Series
+        Which.
+    span : Span
+        What was counted; on the series' grid.
+    present, empty, absent : int
+        On disk: with levels; with none; the upstream had no point.
+    failed : int
+        Given up, with a record in the quarantine.
+    missing : int
+        Not asked, or not answered yet.
+    open : int
+        Not closed yet.
+    beyond : int
+        Not on disk, and older than the history the tier sells.
+    """
+
+    series: Series
+    span: Span
+    present: int
+    empty: int
+    absent: int
+    failed: int
+    missing: int
+    open: int
+    beyond: int
+
+    def as_document(self) -> dict[str, Any]:
+        """Return what ``--json`` prints."""
+        return {
+            "coin": self.series.coin,
+            "interval": self.series.interval,
+            "unit": self.series.unit,
+            "depth": self.series.depth,
+            "from": self.span.start,
+            "to": self.span.end,
+            **{name: getattr(self, name) for name in COUNTS},
+        }
+
+
+COUNTS = ("present", "empty", "absent", "failed", "missing", "open", "beyond")
+
+
+def tally(series: Series, span: Span, coverage: Coverage, failed: Spans, horizon: Horizon) -> Tally:
+    """Count the intervals of a span; what is on disk counts as that, however old it is."""
+    step = series.interval_s
+    reach = horizon.reach(step)
+    left = Spans.of([span])
+    counts: list[int] = []
+    for part in (
+        coverage.present,
+        coverage.empty,
+        coverage.absent,
+        Spans.of([(0, reach.start)]),  # beyond
+        Spans.of([(reach.end, max(reach.end, span.end))]),  # open
+        failed,
+    ):
+        found = left & part
+        counts.append(found.seconds // step)
+        left -= found
+    present, empty, absent, beyond, still_open, given_up = counts
+    return Tally(series, span, present, empty, absent, given_up, left.seconds // step, still_open, beyond)
+
+
+def take_stock(
+    store: Store, targets: Iterable[Target], settings: Settings, now: float, *, last_s: int | None = None
+) -> list[Tally]:
+    """Add up the coverage of some series.
+
+    Parameters
+    ----------
+    store : Store
+        The dataset.
+    targets : iterable of Target
+        Which series; a start or an end that is not given is that of what is on disk, or the last closed interval.
+    settings : Settings
+        The history and the settling time.
+    now : float
+        Unix seconds.
+    last_s : int, optional
+        Length of the span of a target that names no start.
+
+    Raises
+    ------
+    ConfigError
+        A span holds no whole interval.
+    """
+    horizon = settings.horizon(now)
+    return [_stock(store, target, horizon, last_s) for target in targets]
+
+
+def _stock(store: Store, target: Target, horizon: Horizon, last_s: int | None) -> Tally:
+    series, step = target.series, target.series.interval_s
+    closed_end = horizon.closed_end(step)
+    start = target.start
+    if start is None and last_s is None:
+        start = _first_covered(store, series, closed_end)
+    wanted = resolve_span(start, target.end, last_s, closed_end)
+    span = Span(-(-wanted.start // step) * step, wanted.end // step * step)
+    if span.seconds < 0 or wanted.seconds < 0:
+        raise ConfigError(f"the span {wanted} holds no whole interval of {series.interval}")
+    coverage = Coverage()
+    for day in store.days(series):
+        if day in days_of(span):
+            coverage |= store.coverage(series, day)
+    return tally(series, span, coverage.within(span), store.quarantined(series), horizon)
+
+
+def _first_covered(store: Store, series: Series, otherwise: int) -> int:
+    for day in store.days(series):
+        covered = store.coverage(series, day).covered
+        if covered:
+            return covered.hull.start
+    return otherwise
