@@ -153,7 +153,7 @@ def fill_slab(plan: SlabPlan, root: str, shared: Shared) -> State[Any]:
         f"{report.requests:,} requests, weight {report.weight:,}"
     )
     get_run_logger().info("%s: %s", plan.slab, said)
-    reasons = [f"{failure.series.coin}: {failure.reason}" for failure in report.failures if failure.counts]
+    reasons = [failure.reason for failure in report.failures if failure.counts]
     return Failed(message="; ".join(reasons)) if reasons else Completed(message=said)
 
 
@@ -164,6 +164,7 @@ app = App(
 Example: `KIYOTAKA_API_KEY=… python -m flows.backfill --coin BTC --last 7d --data /srv/heatpipe`""",
     help_format="markdown",
     version_flags=(),
+    suppress_keyboard_interrupt=False,
 )
 
 

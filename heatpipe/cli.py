@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
@@ -38,6 +38,7 @@ app = App(
 
 `KIYOTAKA_API_KEY=sandbox-key heatpipe backfill --coin BTC --last 1d --api-url http://127.0.0.1:8765`""",
     help_format="markdown",
+    suppress_keyboard_interrupt=False,  # cyclopts would end the process; `call` says what is on disk first
 )
 
 SERIES = Group("Series", sort_key=1)
@@ -137,7 +138,7 @@ def backfill(
         report = carry_out(found, store, settings, on_progress=on_progress)
     seconds = time.monotonic() - started
     for failure in report.failures:
-        _say(f"failed: {failure.series.coin} {failure.span or ''}: {failure.reason}")
+        _say(f"failed: {failure.reason}" if failure.counts else f"left out: {failure.reason}")
     if shared.json:
         _print_json({**report.as_document(), "seconds": round(seconds, 3), "intervals": found.intervals})
     elif not shared.quiet:
@@ -408,9 +409,12 @@ def _minute(time_s: int) -> str:
 
 
 def _print_sandbox(url: str) -> None:
-    print(f"The sandbox listens on {url}; Ctrl-C ends it. In another terminal:\n")
-    print(f"  export KIYOTAKA_API_KEY=sandbox-key HEATPIPE_API_URL={url}")
-    print("  heatpipe backfill --coin BTC --last 1d", flush=True)
+    print(
+        f"The sandbox listens on {url}; Ctrl-C ends it. In another terminal:\n\n"
+        f"  export KIYOTAKA_API_KEY=sandbox-key HEATPIPE_API_URL={url}\n"
+        "  heatpipe backfill --coin BTC --last 1d",
+        flush=True,
+    )
 
 
 # The process
@@ -432,9 +436,16 @@ def main() -> NoReturn:
 
 
 def run(commands: App, arguments: list[str] | None = None) -> int:
-    """Run one command; return its exit code. Every error that a user can cause becomes one line on stderr."""
+    """Run one command; return its exit code."""
+    return call(
+        lambda: commands(arguments, exit_on_error=False, print_error=False, result_action="return_value") or DONE
+    )
+
+
+def call(command: Callable[[], int]) -> int:
+    """Call a command; every error that a user can cause becomes one line on stderr and an exit code."""
     try:
-        return commands(arguments, exit_on_error=False, print_error=False, result_action="return_value") or DONE
+        return command()
     except CycloptsError as exc:
         _say(f"heatpipe: {exc}")
         return USAGE

@@ -155,6 +155,7 @@ class Crew:
         """Whether an answer has come: until then only one request is sent, so that a wrong key costs one"""
         budget = budget or Budget(settings.weight_per_minute, settings.burst, sleep=self.stop.sleep)
         self._client = Client(settings, budget, sleep=self.stop.sleep, clock=clock)
+        self._winding_down = threading.Event()
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
         self._room = _Room(BYTES_IN_FLIGHT)
         self._threads = [
@@ -171,6 +172,10 @@ class Crew:
         for _ in self._threads:
             self._jobs.put(None)
         self._client.close()
+
+    def wind_down(self) -> None:
+        """Send no further request; jobs that are in line come back at once."""
+        self._winding_down.set()
 
     def submit(self, job: Job) -> None:
         """Put a job in line; it comes back through its own queue."""
@@ -191,14 +196,16 @@ class Crew:
 
     def _do(self, job: Job) -> None:
         self.stop.check()
+        if self._winding_down.is_set():
+            raise Stopped("winding down")
         window = self._still_sold(job.window)
         body = self._client.fetch(window, job.spent)
         self.proven = True
         try:
             job.answer = self._read(body, window)
-        except DecodeError:
+        except DecodeError as exc:
             job.body = body.data
-            raise
+            raise type(exc)(f"{window}: {exc}") from exc
 
     def _still_sold(self, window: Window) -> Window:
         """Leave out what has moved beyond the history since the plan was made."""

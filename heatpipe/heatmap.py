@@ -68,11 +68,14 @@ def build_heatmap(root: str, series: Series, span: Span) -> Heatmap:
     ConfigError
         There are no rows in the span.
     """
+    nothing = f"{series} has no rows in {span}; fetch them with heatpipe backfill"
+    if span.seconds <= 0:
+        raise ConfigError(nothing)
     rows = scan(
         root, series.coin, span.start, span.end, interval=series.interval, unit=series.unit, depth=series.depth
     ).select("timestamp", "price", "volume")
     time_edges = _time_edges(span, series.interval_s)
-    price_edges = _price_edges(rows, f"{series} has no rows in {span}; fetch them with heatpipe backfill")
+    price_edges = _price_edges(rows, nothing)
     snapshots = _count_snapshots(Store(root), series, time_edges)
     total = _sum_volume(rows, time_edges, price_edges)
     with np.errstate(invalid="ignore", divide="ignore"):

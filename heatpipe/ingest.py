@@ -32,6 +32,8 @@ from heatpipe.survey import check_plan, make_plan
 
 POLL_S: Final = 0.2
 """How soon a request to stop is seen."""
+GRACE_S: Final = 1.0
+"""How long a run that is ended waits for the answers to requests that were sent already."""
 ATTEMPTS_AT_A_POINT: Final = 3
 """How often a single point may be too heavy for the upstream before it is given up."""
 ALIKE: Final = 3
@@ -255,7 +257,7 @@ class _Run:
             self._failed_alike[series, cause] += 1
         self._report += slab.drop(job)
         if self._failed_alike[series, cause] >= ALIKE:
-            self._end_series(Failure(series, None, f"{ALIKE} windows failed alike; the rest was not asked for"))
+            self._end_series(Failure(series, None, f"{series}: {ALIKE} windows failed alike; the rest was not asked for"))
 
     def _end_series(self, failure: Failure) -> None:
         if failure.series not in self._ended:
@@ -293,12 +295,22 @@ class _Run:
         with contextlib.ExitStack() as stack:
             for slab in self._open:
                 stack.callback(slab.close)
-            with contextlib.suppress(Empty):
-                while self._open:
-                    job = self._replies.get_nowait()
-                    for slab in self._open:
-                        if job in slab.jobs and job.answer is not None:
-                            slab.accept(job, job.answer)
+            self._crew.wind_down()
+            self._collect_paid()
+
+    def _collect_paid(self) -> None:
+        """Take in the answers that are on their way and come within a moment: they are paid for."""
+        deadline = time.monotonic() + GRACE_S
+        while self._in_flight:
+            try:
+                job = self._replies.get(timeout=max(0.0, deadline - time.monotonic()))
+            except Empty:
+                return
+            self._in_flight -= 1
+            for slab in self._open:
+                if job in slab.jobs and job.answer is not None:
+                    slab.accept(job, job.answer)
+                    break
 
 
 def _worth_asking_again(job: Job, fault: HeatpipeError) -> bool:

@@ -234,9 +234,9 @@ class Plan:
 
 LEVELS_PER_POINT: Final = 1_000
 """Levels a snapshot has on average where the depth does not cut, on the sandbox's market."""
-WIRE_BYTES_PER_ROW: Final = 5.0
-"""Compressed bytes on the wire for a row, on the sandbox's market."""
-DISK_BYTES_PER_ROW: Final = 1.5
+WIRE_BYTES_PER_ROW: Final = 2.5
+"""Compressed bytes on the wire for a row, on the sandbox's market (``make demo`` prints both)."""
+DISK_BYTES_PER_ROW: Final = 1.2
 """Bytes of Parquet for a row, on the sandbox's market."""
 
 

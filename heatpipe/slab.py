@@ -171,7 +171,7 @@ class OpenSlab:
             return self._store.read_day(self.slab.series, day), ()
         except DatasetError as exc:
             self._store.set_aside(self.slab.series, day)
-            reason = f"{exc}; it was replaced by what came in this run: run it again for the rest"
+            reason = f"{self.slab}: {exc}; it was replaced by what came in this run: run it again for the rest"
             return None, (Failure(self.slab.series, day_span(day), reason),)
 
     def _release_quarantine(self) -> None:

@@ -22,8 +22,8 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from fractions import Fraction
@@ -151,12 +151,25 @@ class Options:
     ledger: list[Answered] = field(default_factory=list, compare=False)
 
 
-def create_app(options: Options) -> Starlette:
-    """Make the application; every one has buckets of its own, full."""
+def create_app(options: Options, *, on_start: Callable[[], None] = lambda: None) -> Starlette:
+    """Make the application; every one has buckets of its own, full.
+
+    Parameters
+    ----------
+    on_start : callable
+        Called when the server is about to serve, its signal handlers in place.
+    """
     service = _Service(options)
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        on_start()
+        yield
+
     app = Starlette(
         routes=[Route("/v1/points", service.points), Route("/v1/usage", service.usage)],
         exception_handlers={HTTPException: service.no_such_route, Exception: service.internal_error},
+        lifespan=lifespan,
     )
     app.state.ledger = options.ledger
     return app
@@ -208,9 +221,7 @@ def run(options: Options, port: int, *, on_start: Callable[[str], None] = lambda
     """
     # Stopped by a signal, uvicorn shuts down in order and then raises that signal again.
     with _listen(port) as listener, suppress(KeyboardInterrupt):
-        server = _server(options)
-        on_start(_url(listener))
-        server.run(sockets=[listener])
+        _server(options, lambda: on_start(_url(listener))).run(sockets=[listener])
 
 
 def _listen(port: int) -> socket.socket:
@@ -222,14 +233,14 @@ def _url(listener: socket.socket) -> str:
     return f"http://{LOOPBACK}:{listener.getsockname()[1]}"
 
 
-def _server(options: Options) -> uvicorn.Server:
+def _server(options: Options, on_start: Callable[[], None] = lambda: None) -> uvicorn.Server:
     config = uvicorn.Config(
-        create_app(options),
+        create_app(options, on_start=on_start),
         # The same on every machine, whatever faster parsers and loops happen to be installed.
         http="h11",
         loop="asyncio",
         ws="none",
-        lifespan="off",
+        lifespan="on",
         # A client that hangs up, or a request cut off at the end, is no news; our own faults we log ourselves.
         log_config=None,
         log_level=logging.CRITICAL,

@@ -1,0 +1,236 @@
+"""The command line as its user types it: a process of its own, the sandbox on loopback, today's clock."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from heatpipe.sandbox import Market, Options, Tier, serve
+
+KEYS = {"sandbox-key": Tier("advanced", 10**6, 10**6), "basic-key": Tier("basic", liquidations=False)}
+ANSI = re.compile(r"\x1b\[[0-9;]*m")
+
+Heatpipe = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="module")
+def upstream() -> Iterator[tuple[str, Options]]:
+    options = Options(market=Market(7), keys=KEYS)
+    with serve(options) as url:
+        yield url, options
+
+
+@pytest.fixture
+def environment(upstream: tuple[str, Options], tmp_path: Path) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("HEATPIPE_", "KIYOTAKA_"))}
+    return kept | {
+        "KIYOTAKA_API_KEY": "sandbox-key",
+        "HEATPIPE_API_URL": upstream[0],
+        "HEATPIPE_DATA": str(tmp_path / "data"),
+        "COLUMNS": "120",
+    }
+
+
+@pytest.fixture
+def heatpipe(environment: dict[str, str], tmp_path: Path) -> Heatpipe:
+    def call(*arguments: str, **variables: str | None) -> subprocess.CompletedProcess[str]:
+        env = {name: value for name, value in (environment | variables).items() if value is not None}
+        command = [sys.executable, "-m", "heatpipe", *arguments]
+        return subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+
+    return call
+
+
+def one_line(result: subprocess.CompletedProcess[str], code: int) -> str:
+    assert result.returncode == code, result.stderr
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1, result.stderr
+    assert "sandbox-key" not in result.stdout
+    return lines[0]
+
+
+COMMANDS = ("plan", "backfill", "status", "heatmap", "sandbox")
+
+
+def test_help_lists_the_commands_and_an_example(heatpipe: Heatpipe) -> None:
+    result = heatpipe("--help")
+    assert result.returncode == 0
+    assert all(command in result.stdout for command in COMMANDS)
+    assert "sandbox-key" in result.stdout
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself_with_an_example(heatpipe: Heatpipe, command: str) -> None:
+    result = heatpipe(command, "--help")
+    assert result.returncode == 0
+    assert f"heatpipe {command}" in ANSI.sub("", result.stdout).split("Example:")[1]
+
+
+def test_version_is_the_package_s(heatpipe: Heatpipe) -> None:
+    from heatpipe import __version__
+
+    assert heatpipe("--version").stdout.strip() == __version__
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["backfil"], "Did you mean"),
+        (["plan", "--coins", "BTC"], "--coin"),
+        (["plan"], "no coin"),
+        (["plan", "--coin", "BTC"], "no span"),
+        (["plan", "--coin", "BTC", "--last", "7x"], "--last '7x'"),
+        (["plan", "--coin", "BTC", "--last", "7d", "--interval", "MINUT"], "did you mean 'MINUTE'?"),
+        (["plan", "--coin", "BTC", "--last", "7d", "--interval", "WEEK"], "not documented"),
+        (["plan", "--coin", "BTC", "--last", "7d", "--unit", "eur"], "unit 'eur'"),
+        (["plan", "--coin", "BTC", "--last", "7d", "--depth", "0"], "depth 0"),
+        (["plan", "--coin", "BTC", "--last", "7d", "--depth", "x"], "--depth"),
+        (["plan", "--coin", "", "--last", "7d"], "coin ''"),
+        (["plan", "--coin", "BTC", "--start", "yesterday"], "--start: 'yesterday'"),
+        (["plan", "--coin", "BTC", "--start", "2026-03-02", "--end", "2026-03-01"], "before it starts"),
+        (["plan", "--coin", "BTC", "--start", "2001-03-01", "--end", "2001-03-02"], "beyond the 365 days"),
+        (["plan", "--coin", "BTC", "--last", "7d", "--max-weight", "1"], "--max-weight"),
+        (["plan", "--config", "nowhere.toml"], "nowhere.toml"),
+        (["plan", "--coin", "BTC", "--last", "7d", "--api-url", "http://example.com"], "use https"),
+        (["plan", "--coin", "BTC", "--last", "7d", "--data", "s3://bucket"], "local folders"),
+        (["plan", "extra"], "extra"),
+        (["heatmap", "--coin", "BTC", "-o", "x.png"], "no rows"),
+        (["sandbox", "--port", "70000"], "port"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_wrong_word_gets_one_line_and_2(heatpipe: Heatpipe, arguments: list[str], said: str) -> None:
+    assert said in one_line(heatpipe(*arguments), 2)
+
+
+def test_without_a_key_nothing_is_asked(heatpipe: Heatpipe) -> None:
+    result = heatpipe("backfill", "--coin", "BTC", "--last", "1h", KIYOTAKA_API_KEY=None)
+    assert "KIYOTAKA_API_KEY" in one_line(result, 2)
+
+
+@pytest.mark.parametrize(("key", "said"), [("wrong-canary", "401"), ("basic-key", "403")])
+def test_a_refused_key_costs_one_request(
+    heatpipe: Heatpipe, upstream: tuple[str, Options], key: str, said: str
+) -> None:
+    before = len(upstream[1].ledger)
+    result = heatpipe("backfill", "--coin", "BTC", "--last", "10d", "--verbose", KIYOTAKA_API_KEY=key)
+    assert said in one_line(result, 2)
+    assert key not in result.stderr
+    assert len(upstream[1].ledger) == before + 1
+
+
+def test_plan_spends_nothing_and_says_the_cost_as_json(heatpipe: Heatpipe, upstream: tuple[str, Options]) -> None:
+    before = len(upstream[1].ledger)
+    result = heatpipe("plan", "--coin", "BTC", "--coin", "ETH", "--last", "3d", "--json", KIYOTAKA_API_KEY=None)
+    document = json.loads(result.stdout)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert document["requests"] == len(document["windows"]) == document["weight"] / 5
+    assert document["seconds"] == 0
+    assert {window["coin"] for window in document["windows"]} == {"BTC", "ETH"}
+    assert sum(window["period"] for window in document["windows"]) == 2 * 3 * 86400
+    assert len(upstream[1].ledger) == before
+
+
+def test_backfill_then_backfill_again_then_status_and_picture(
+    heatpipe: Heatpipe, upstream: tuple[str, Options], tmp_path: Path
+) -> None:
+    span = ("--coin", "BTC", "--coin", "PURR/USDC", "--start", "2026-06-01", "--end", "2026-06-01T03:00")
+    first = heatpipe("backfill", *span, "--json")
+    report = json.loads(first.stdout)
+    assert first.returncode == 0
+    assert (report["requests"], report["weight"], report["points"], report["days"]) == (2, 10, 360, 2)
+    assert report["failures"] == []
+    files = sorted((tmp_path / "data" / "liquidations").rglob("*.parquet"))
+    assert sum(pq.read_metadata(path).num_rows for path in files) == report["rows"]
+
+    before, bytes_before = len(upstream[1].ledger), [path.read_bytes() for path in files]
+    again = heatpipe("backfill", *span)
+    assert again.stdout == "Nothing to fetch: 360 intervals are on disk already.\n"
+    assert len(upstream[1].ledger) == before
+    assert [path.read_bytes() for path in files] == bytes_before
+
+    status = json.loads(heatpipe("status", "--json", *span).stdout)["series"]
+    assert [one["coin"] for one in status] == ["BTC", "PURR/USDC"]
+    assert all(one["present"] + one["empty"] == 180 for one in status)
+    assert "PURR/USDC" in heatpipe("status").stdout
+
+    picture = heatpipe("heatmap", "--coin", "BTC", "-o", "btc.png")
+    assert picture.returncode == 0, picture.stderr
+    assert (tmp_path / "btc.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_file_s_series_run_where_no_coin_is_named(heatpipe: Heatpipe, tmp_path: Path) -> None:
+    (tmp_path / "two.toml").write_text(
+        '[[series]]\ncoins = ["BTC"]\ninterval = "HOUR"\nstart = 2026-06-01\nend = 2026-06-02\n'
+        '[[series]]\ncoins = ["ETH"]\ninterval = "DAY"\nunit = "usd"\nstart = 2026-06-01\nend = 2026-06-03\n'
+    )
+    report = json.loads(heatpipe("backfill", "--config", "two.toml", "--json").stdout)
+    assert (report["points"], report["requests"]) == (26, 2)
+    named = json.loads(heatpipe("plan", "--config", "two.toml", "--coin", "SOL", "--last", "1d", "--json").stdout)
+    assert {window["coin"] for window in named["windows"]} == {"SOL"}
+
+
+def test_an_unknown_coin_fails_alone(heatpipe: Heatpipe) -> None:
+    span = ("--start", "2026-06-01", "--end", "2026-06-01T01:00")
+    result = heatpipe("backfill", "--coin", "NOPE", "--coin", "BTC", *span)
+    assert "INVALID_SYMBOL" in one_line(result, 1)
+    assert "60 snapshots" in result.stdout
+
+
+def test_quiet_says_nothing(heatpipe: Heatpipe) -> None:
+    result = heatpipe("backfill", "--quiet", "--coin", "BTC", "--start", "2026-06-01", "--end", "2026-06-01T01:00")
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+
+def test_a_root_that_is_a_file_is_a_failure_in_one_line(heatpipe: Heatpipe, tmp_path: Path) -> None:
+    (tmp_path / "data").write_text("mine")
+    result = heatpipe("backfill", "--coin", "BTC", "--start", "2026-06-01", "--end", "2026-06-01T01:00")
+    assert "cannot write" in one_line(result, 1)
+    assert (tmp_path / "data").read_text() == "mine"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_ends_with_130_within_two_seconds_and_nothing_is_lost(
+    environment: dict[str, str], heatpipe: Heatpipe, tmp_path: Path, number: signal.Signals
+) -> None:
+    slow = Options(market=Market(7), keys=KEYS, latency_s=0.5)
+    span = ("--coin", "BTC", "--start", "2026-06-01", "--end", "2026-06-15", "--interval", "MINUTE", "--depth", "20")
+    with serve(slow) as url:
+        command = [sys.executable, "-m", "heatpipe", "backfill", *span]
+        env = environment | {"HEATPIPE_API_URL": url, "HEATPIPE_CONCURRENCY": "1"}
+        with subprocess.Popen(command, env=env, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+            deadline = time.monotonic() + 30
+            while len(slow.ledger) < 3 and time.monotonic() < deadline:
+                time.sleep(0.05)
+            asked = time.monotonic()
+            process.send_signal(number)
+            _, said = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert time.monotonic() - asked < 2
+    assert said.splitlines()[-1].startswith("heatpipe: interrupted")
+    paid = sum(answered.status == 200 for answered in slow.ledger)
+    status = json.loads(heatpipe("status", "--json", *span).stdout)["series"][0]
+    assert status["present"] + status["empty"] >= 1000 * (paid - 1)
+    assert heatpipe("backfill", *span).returncode == 0
+
+
+def test_sandbox_says_how_to_use_it_and_ends_quietly(environment: dict[str, str]) -> None:
+    command = [sys.executable, "-m", "heatpipe", "sandbox", "--port", "0"]
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        said = [process.stdout.readline() for _ in range(4)]
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=10)
+    assert "http://127.0.0.1:" in said[0]
+    assert "KIYOTAKA_API_KEY=sandbox-key" in said[2]
+    assert errors == ""
