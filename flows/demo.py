@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import polars as pl
 
@@ -70,7 +70,7 @@ def run_flow(url: str) -> tuple[dict[str, Any], float]:
     state = backfill(COINS, start=start.isoformat(), data=ROOT, return_state=True)
     if not state.is_completed():
         raise IncompleteError(state.message or "the flow run did not complete")
-    return state.result(), time.monotonic() - started
+    return cast("dict[str, Any]", state.result()), time.monotonic() - started
 
 
 def ten_largest() -> pl.DataFrame:

@@ -269,8 +269,8 @@ def _targets(flags: SeriesFlags, settings: "Settings") -> "list[Target]":
 def _targets_on_disk(flags: SeriesFlags, settings: "Settings") -> "list[Target]":
     """Return what the flags choose of the series on disk; without flags, all of them."""
     from heatpipe.config import Target
-    from heatpipe.frame import choose_coins
     from heatpipe.store import Store
+    from heatpipe.survey import choose_coins
 
     if not flags.coin and settings.targets:
         return _targets(flags, settings)

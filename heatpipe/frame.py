@@ -1,17 +1,15 @@
 """The analysts' LazyFrame: the dataset as polars sees it, with the right types and no other series mixed in."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, date, datetime
-from difflib import get_close_matches
 from typing import Final
 
 import polars as pl
 
 from heatpipe import layout
 from heatpipe.config import parse_instant
-from heatpipe.errors import ConfigError
-from heatpipe.model import Series
 from heatpipe.store import Store
+from heatpipe.survey import choose_series
 
 PARTITIONS: Final[dict[str, pl.DataType | type[pl.DataType]]] = {
     "unit": pl.String,
@@ -98,46 +96,3 @@ def _between(frame: pl.LazyFrame, start: datetime | None, end: datetime | None) 
     if end is not None:
         frame = frame.filter(pl.col("date") <= end.date(), pl.col("timestamp") < end)
     return frame
-
-
-def choose_series(
-    found: Sequence[Series],
-    coin: str | Sequence[str] | None = None,
-    *,
-    interval: str | None = None,
-    unit: str | None = None,
-    depth: int | None = None,
-) -> list[Series]:
-    """Choose among the series on disk.
-
-    Raises
-    ------
-    ConfigError
-        Nothing matches: names the nearest; or a part other than the coin is ambiguous: lists its values.
-    """
-    left = choose_coins(found, [coin] if isinstance(coin, str) else coin)
-    for part, wanted in (("interval", interval), ("unit", unit), ("depth", depth)):
-        there = {getattr(series, part) for series in left}
-        if wanted is None and len(there) > 1:
-            choices = ", ".join(f"{part}={value!r}" for value in sorted(there))
-            raise ConfigError(f"the dataset holds several: choose one of {choices}")
-        if wanted is not None:
-            _check_found(part, wanted, there)
-            left = [series for series in left if getattr(series, part) == wanted]
-    return left
-
-
-def choose_coins(found: Sequence[Series], coins: Sequence[str] | None) -> list[Series]:
-    """Return the series of some coins, or of all; an unknown one raises a ConfigError that names the nearest."""
-    for coin in coins or ():
-        _check_found("coin", coin, {series.coin for series in found})
-    return [series for series in found if coins is None or series.coin in coins]
-
-
-def _check_found(part: str, wanted: str | int, there: Iterable[str | int]) -> None:
-    names = {str(value): value for value in there}
-    if wanted in names.values():
-        return
-    near = get_close_matches(str(wanted).upper(), {name.upper(): name for name in names}, n=3, cutoff=0.5)
-    nearest = [name for name in sorted(names) if name.upper() in near] or sorted(names)[:10]
-    raise ConfigError(f"no {part} {wanted!r} in the dataset; there is {', '.join(nearest)}")

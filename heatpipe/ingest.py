@@ -257,7 +257,9 @@ class _Run:
             self._failed_alike[series, cause] += 1
         self._report += slab.drop(job)
         if self._failed_alike[series, cause] >= ALIKE:
-            self._end_series(Failure(series, None, f"{series}: {ALIKE} windows failed alike; the rest was not asked for"))
+            self._end_series(
+                Failure(series, None, f"{series}: {ALIKE} windows failed alike; the rest was not asked for")
+            )
 
     def _end_series(self, failure: Failure) -> None:
         if failure.series not in self._ended:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from queue import SimpleQueue
 
-from heatpipe.client import MAX_REQUESTS
+from heatpipe.client import MAX_REQUESTS, Spent
 from heatpipe.errors import DatasetError
 from heatpipe.fetch import Answer, Job
 from heatpipe.layout import Day
@@ -56,7 +56,7 @@ class OpenSlab:
         self._refetch = refetch
         self._coverage: dict[int, Coverage] = {}
         self._parts: defaultdict[int, list[_Part]] = defaultdict(list)
-        self._bills: list[Job] = []
+        self._bills: list[Spent] = []
         self._lock = contextlib.ExitStack()
 
     def open(self, wait: Callable[[float], None] | None) -> None:
@@ -75,14 +75,14 @@ class OpenSlab:
         plan = plan_slab(self.slab, self._span, Spans() if self._refetch else covered)
         self.queued.extend(Job(window, self._replies) for window in plan.windows)
         self.jobs.update(self.queued)
-        self._bills.extend(self.queued)
+        self._bills.extend(job.spent for job in self.queued)
 
     @property
     def bill(self) -> Report:
         """What its requests have cost so far."""
         return Report(
-            requests=sum(job.spent.requests for job in self._bills),
-            weight=sum(job.spent.weight for job in self._bills),
+            requests=sum(spent.requests for spent in self._bills),
+            weight=sum(spent.weight for spent in self._bills),
         )
 
     def accept(self, job: Job, answer: Answer) -> Report:

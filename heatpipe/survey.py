@@ -1,10 +1,11 @@
-"""What is wanted against what is on disk: a Plan, and whether it may be carried out. Spends nothing."""
+"""What is wanted against what is on disk: which series are meant, a plan, whether it may be done. Spends nothing."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 
 from heatpipe.config import Settings, Target, resolve_span
 from heatpipe.errors import ConfigError
-from heatpipe.model import Spans, days_of
+from heatpipe.model import Series, Spans, days_of
 from heatpipe.plan import Plan, SlabPlan, clip_span, estimate, plan_slab, plan_slabs
 from heatpipe.store import Store
 
@@ -74,3 +75,46 @@ def check_plan(plan: Plan, store: Store, settings: Settings, max_weight: int | N
             f"the plan needs about {needed / 1e9:.1f} GB in {store.root}, {free / 1e9:.1f} GB are free; "
             "plan a shorter span, or point --data to a larger disk"
         )
+
+
+def choose_series(
+    found: Sequence[Series],
+    coin: str | Sequence[str] | None = None,
+    *,
+    interval: str | None = None,
+    unit: str | None = None,
+    depth: int | None = None,
+) -> list[Series]:
+    """Choose among the series on disk.
+
+    Raises
+    ------
+    ConfigError
+        Nothing matches: names the nearest; or a part other than the coin is ambiguous: lists its values.
+    """
+    left = choose_coins(found, [coin] if isinstance(coin, str) else coin)
+    for part, wanted in (("interval", interval), ("unit", unit), ("depth", depth)):
+        there = {getattr(series, part) for series in left}
+        if wanted is None and len(there) > 1:
+            choices = ", ".join(f"{part}={value!r}" for value in sorted(there))
+            raise ConfigError(f"the dataset holds several: choose one of {choices}")
+        if wanted is not None:
+            _check_found(part, wanted, there)
+            left = [series for series in left if getattr(series, part) == wanted]
+    return left
+
+
+def choose_coins(found: Sequence[Series], coins: Sequence[str] | None) -> list[Series]:
+    """Return the series of some coins, or of all; an unknown one raises a ConfigError that names the nearest."""
+    for coin in coins or ():
+        _check_found("coin", coin, {series.coin for series in found})
+    return [series for series in found if coins is None or series.coin in coins]
+
+
+def _check_found(part: str, wanted: str | int, there: Iterable[str | int]) -> None:
+    names = {str(value): value for value in there}
+    if wanted in names.values():
+        return
+    near = get_close_matches(str(wanted).upper(), {name.upper(): name for name in names}, n=3, cutoff=0.5)
+    nearest = [name for name in sorted(names) if name.upper() in near] or sorted(names)[:10]
+    raise ConfigError(f"no {part} {wanted!r} in the dataset; there is {', '.join(nearest)}")
