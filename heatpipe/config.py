@@ -97,6 +97,10 @@ class Settings:
     root: str = "data"
     targets: tuple[Target, ...] = ()
 
+    def __post_init__(self) -> None:
+        for name, spec in _FIELDS.items():
+            spec.check(getattr(self, name), name)
+
     def horizon(self, now: float) -> Horizon:
         """Return what can be asked for at a moment."""
         return Horizon(now, self.settle_s, self.history_days)
@@ -178,6 +182,10 @@ class _Field:
 
 def _number_from(least: float, most: float, *, whole: bool) -> Callable[[Any], str | None]:
     def problem(value: Any) -> str | None:
+        if (
+            isinstance(value, int) and abs(value) > most
+        ):  # an integer may be too large to be shown, or compared as a float
+            return f"it is not between {least} and {most}"
         kind = (int,) if whole else (int, float)
         if isinstance(value, bool) or not isinstance(value, kind) or not isfinite(value):
             return f"{value!r} is not a {'whole ' if whole else ''}number"
@@ -187,17 +195,17 @@ def _number_from(least: float, most: float, *, whole: bool) -> Callable[[Any], s
 
 
 def _url_problem(value: Any) -> str | None:
-    if not isinstance(value, str):
-        return f"{value!r} is not a URL"
+    if not isinstance(value, str) or not all("!" <= character <= "~" for character in value):
+        return f"{value!a} is not a URL"
     try:
         parts = urlsplit(value)
         host, _ = parts.hostname, parts.port
     except ValueError:
         return f"{value!r} is not a URL"
+    if "@" in value or parts.query or parts.fragment:
+        return "a URL with a user, a password, a query or a fragment is refused"
     if parts.scheme not in ("http", "https") or not host:
         return f"{value!r} is not a URL such as {DEFAULT_URL}"
-    if parts.username or parts.password or parts.query or parts.fragment:
-        return "a URL with a user, a password, a query or a fragment is refused"
     if parts.scheme == "http" and host not in LOOPBACK:
         return f"the key would travel in clear to {host}: use https (http is for loopback only)"
     return None
@@ -274,7 +282,7 @@ def _read_file(file: str) -> dict[str, Any]:
         raise ConfigError(f"cannot read the configuration file {file}: {reason}") from exc
     try:
         document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as exc:
+    except (ValueError, RecursionError) as exc:
         raise ConfigError(f"{file} is not TOML: {exc}") from exc
     tables: dict[str, Any] = {spec.table: {} for spec in _FIELDS.values()} | {"series": {}}
     _refuse_unknown(document, tables, file)
@@ -366,6 +374,7 @@ def parse_instant(value: Any, name: str) -> int:
     return int(value.timestamp())
 
 
+LONGEST: Final = timedelta(days=36_500)
 LAST_UNITS: Final = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
@@ -378,8 +387,10 @@ def parse_last(text: str) -> int:
         It is none.
     """
     number, unit = text[:-1], text[-1:]
-    if number.isascii() and number.isdigit() and 0 < int(number) < 10**6 and unit in LAST_UNITS:
-        return int(timedelta(**{LAST_UNITS[unit]: int(number)}).total_seconds())
+    if number.isascii() and number.isdigit() and len(number) <= 6 and unit in LAST_UNITS:
+        length = timedelta(**{LAST_UNITS[unit]: int(number)})
+        if timedelta() < length <= LONGEST:
+            return int(length.total_seconds())
     raise ConfigError(f"--last {text!r} is not a length; write 90m, 36h, 7d or 2w")
 
 

@@ -77,7 +77,10 @@ def parse_folder(key: str, name: str) -> str:
 
 def parse_day(name: str) -> int:
     """Return the day's number, counted from the epoch, of a folder ``date=2026-03-30``."""
-    value = date.fromisoformat(parse_folder("date", name))
+    text = parse_folder("date", name)
+    value = date.fromisoformat(text)
+    if value.isoformat() != text:  # other ISO 8601 forms are not what day_path writes
+        raise ValueError(f"{name!r} is not a folder date=2026-03-30")
     return (value - date(1970, 1, 1)).days
 
 
@@ -207,19 +210,30 @@ def decode_footer(metadata: Mapping[bytes, bytes] | None, path: str) -> Footer:
         version = document["version"]
         if version != FOOTER_VERSION:
             raise DatasetError(f"{path} has a footer of version {version}, this heatpipe reads {FOOTER_VERSION}", path)
+        series = Series(**document["series"])
         return Footer(
-            series=Series(**document["series"]),
-            coverage=Coverage(*(_read_spans(document[key]) for key in ("covered", "absent", "empty"))),
+            series=series,
+            coverage=_read_coverage(document, series.interval_s),
             snapshots=int(document["snapshots"]),
             rows=int(document["rows"]),
             digest=str(document["digest"]),
         )
-    except (ValueError, KeyError, TypeError, ConfigError) as exc:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, ConfigError) as exc:
         raise DatasetError(f"{path} has a footer that cannot be read: {exc!r}", path) from exc
 
 
-def _read_spans(pairs: Iterable[tuple[int, int]]) -> Spans:
-    given = [(int(start), int(end)) for start, end in pairs]
+def _read_coverage(document: Mapping[str, Any], interval_s: int) -> Coverage:
+    """Read coverage strictly: what it says is covered is never fetched again."""
+    covered, absent, empty = (_read_spans(document[key], interval_s) for key in ("covered", "absent", "empty"))
+    if (absent | empty) - covered or absent & empty:
+        raise ValueError("absent and empty are not disjoint parts of covered")
+    return Coverage(covered, absent, empty)
+
+
+def _read_spans(pairs: Iterable[Iterable[Any]], interval_s: int) -> Spans:
+    given = [(start, end) for start, end in pairs]
+    if not all(type(at) is int and at % interval_s == 0 for pair in given for at in pair):
+        raise ValueError(f"ranges are off the grid: {given}")
     spans = Spans.of(given)
     if [tuple(span) for span in spans] != given:
         raise ValueError(f"ranges are not sorted and merged: {given}")

@@ -7,6 +7,7 @@ synced, renamed into place, and its folder synced: after a crash a day is the ol
 import contextlib
 import fcntl
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
@@ -17,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from heatpipe import layout
-from heatpipe.errors import DatasetError, LockedError
+from heatpipe.errors import ConfigError, DatasetError, LockedError
 from heatpipe.layout import Day, Footer
 from heatpipe.model import Coverage, Series, Span, Spans, Window
 from heatpipe.plan import Slab
@@ -27,6 +28,7 @@ LOCKS: Final = "_locks"
 QUARANTINE: Final = "_quarantine"
 
 LOCK_POLL_S: Final = 0.2
+LOG: Final = logging.getLogger("heatpipe")
 
 PARQUET: Final[dict[str, Any]] = {
     # Price repeats from snapshot to snapshot: a dictionary. Volume stands PLAIN, so that zstd can match the
@@ -63,12 +65,20 @@ class Store:
         folders = [self.root / layout.TABLE]
         for key in ("unit", "depth", "interval", "coin"):
             folders = [inner for folder in folders for inner in _folders(folder, key)]
-        return sorted(_series_of(folder) for folder in folders)
+        found: list[Series] = []
+        for folder in folders:
+            with contextlib.suppress(ValueError, ConfigError):  # a folder that is not heatpipe's
+                found.append(_series_of(folder))
+        return sorted(found)
 
     def days(self, series: Series) -> list[int]:
         """Return the days on disk, counted from the epoch, sorted."""
         folder = self.root / layout.series_path(series)
-        return sorted(layout.parse_day(path.name) for path in _folders(folder, "date"))
+        found: list[int] = []
+        for path in _folders(folder, "date"):
+            with contextlib.suppress(ValueError):
+                found.append(layout.parse_day(path.name))
+        return sorted(found)
 
     def footer(self, series: Series, day: int) -> Footer | None:
         """Return what a day's file says of itself; None where there is no file.
@@ -177,10 +187,15 @@ class Store:
             _make_folders(path.parent)
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
+            told = False
             while not _try_lock(descriptor):
+                holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "another process"
+                held = f"{slab} is being worked on by {holder}"
                 if wait is None:
-                    holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "another process"
-                    raise LockedError(f"{slab} is being worked on by {holder}", str(path))
+                    raise LockedError(held, str(path))
+                if not told:
+                    LOG.warning("waiting: %s", held)
+                told = True
                 wait(LOCK_POLL_S)
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, f"process {os.getpid()} on {os.uname().nodename}\n".encode(), 0)
