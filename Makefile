@@ -11,6 +11,9 @@ READY := $(VENV)/.ready
 export PREFECT_HOME := $(CURDIR)/.prefect
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export DO_NOT_TRACK := 1
+# The sandbox and the ephemeral server are on loopback, whatever proxy the registry needs.
+export NO_PROXY := 127.0.0.1,localhost
+export no_proxy := 127.0.0.1,localhost
 # A heatpipe of the user's own configuration must not leak into the demo or the tests.
 unexport KIYOTAKA_API_KEY HEATPIPE_API_URL HEATPIPE_DATA HEATPIPE_KEY_HEADER HEATPIPE_WEIGHT_PER_MINUTE \
 	HEATPIPE_BURST HEATPIPE_HISTORY_DAYS HEATPIPE_TIMEOUT_S HEATPIPE_PATIENCE_S HEATPIPE_CONCURRENCY HEATPIPE_SETTLE_S \

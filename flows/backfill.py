@@ -2,8 +2,8 @@
 
 import sys
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
 from typing import Any, Literal
 
 from cyclopts import App
@@ -15,14 +15,13 @@ from prefect.states import Cancelled, Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from heatpipe import cli
-from heatpipe.budget import Budget
 from heatpipe.config import Settings, Target, parse_instant, parse_last
 from heatpipe.errors import ConfigError, HeatpipeError, IncompleteError, Stopped
-from heatpipe.fetch import Stop
-from heatpipe.ingest import carry_out
+from heatpipe.fetch import Crew, Stop
+from heatpipe.ingest import Standing, carry_out
 from heatpipe.model import Series
 from heatpipe.plan import Plan, SlabPlan
-from heatpipe.progress import show_bytes, show_seconds
+from heatpipe.progress import plain_progress, show_bytes, show_seconds
 from heatpipe.report import Report
 from heatpipe.store import Store
 from heatpipe.survey import check_plan, make_plan
@@ -33,13 +32,28 @@ SLABS_AT_ONCE = 2
 IntervalName = Literal["MINUTE", "FIVE_MINUTES", "FIFTEEN_MINUTES", "HOUR", "FOUR_HOURS", "DAY"]
 
 
-@dataclass(frozen=True, slots=True)
 class Shared:
-    """What the tasks of one run share. Threads only: all of it lives in this process."""
+    """What the tasks of one run share: a crew with its budget, and what was learned. Threads only."""
 
-    budget: Budget
-    stop: Stop
-    reports: list[Report] = field(default_factory=list)
+    def __init__(self) -> None:
+        self.stop = Stop()
+        self.standing = Standing()
+        self.reports: list[Report] = []
+        self._crew: Crew | None = None
+        self._lock = Lock()
+
+    def crew(self, root: str) -> Crew:
+        """Return the crew; the first task that asks for it reads the settings, and the key, and makes it."""
+        with self._lock:
+            if self._crew is None:
+                self._crew = Crew(Settings.load({"root": root}), stop=self.stop)
+            return self._crew
+
+    def close(self) -> None:
+        """End everything."""
+        self.stop.set()
+        if self._crew is not None:
+            self._crew.__exit__()
 
 
 def name_run() -> str:
@@ -122,14 +136,13 @@ def _targets(
 
 def _fill_slabs(plan: Plan, settings: Settings) -> dict[str, Any] | State[Any]:
     """Run a task for each slab that has something to fetch; end them all when this run is ended."""
-    stop = Stop()
-    shared = Shared(Budget(settings.weight_per_minute, settings.burst, sleep=stop.sleep), stop)
+    shared = Shared()
     try:
         futures = [fill_slab.submit(slab, settings.root, shared) for slab in plan.slabs if slab.windows]
         wait(futures)
     finally:
-        stop.set()
-    failed = dict.fromkeys(future.state.message or "" for future in futures if not future.state.is_completed())
+        shared.close()
+    failed = dict.fromkeys(future.state.message or "" for future in futures if future.state.is_failed())
     if failed:
         return Failed(message=f"not all of it came, a new run fetches the rest: {'; '.join(failed)}")
     return sum(shared.reports, Report()).as_document()
@@ -137,11 +150,19 @@ def _fill_slabs(plan: Plan, settings: Settings) -> dict[str, Any] | State[Any]:
 
 @task(name="fill-slab", task_run_name="{plan.slab}", cache_policy=NO_CACHE, persist_result=False)
 def fill_slab(plan: SlabPlan, root: str, shared: Shared) -> State[Any]:
-    """Fetch and store what is missing of one slab. The key is read here: it is never a parameter."""
+    """Fetch and store what is missing of one slab. The key is read in a task: it is never a parameter."""
+    logger = get_run_logger()
+    if plan.slab.series in shared.standing.ended:
+        return Cancelled(message=f"not asked for: {plan.slab.series} was given up")
     try:
-        settings = Settings.load({"root": root})
-        settings = settings.with_concurrency(max(1, settings.concurrency // SLABS_AT_ONCE))
-        report = carry_out(Plan((plan,)), Store(root), settings, budget=shared.budget, stop=shared.stop)
+        crew = shared.crew(root)
+        report = carry_out(
+            Plan((plan,)),
+            Store(root),
+            crew,
+            on_progress=plain_progress(crew.settings, lambda line: logger.info("%s: %s", plan.slab, line)),
+            standing=shared.standing,
+        )
     except Stopped:
         return Cancelled(message="stopped")
     except HeatpipeError as exc:
@@ -152,7 +173,7 @@ def fill_slab(plan: SlabPlan, root: str, shared: Shared) -> State[Any]:
         f"{report.rows:,} rows, {report.days:,} days, {show_bytes(report.bytes_written)}, "
         f"{report.requests:,} requests, weight {report.weight:,}"
     )
-    get_run_logger().info("%s: %s", plan.slab, said)
+    logger.info("%s: %s", plan.slab, said)
     reasons = [failure.reason for failure in report.failures if failure.counts]
     return Failed(message="; ".join(reasons)) if reasons else Completed(message=said)
 

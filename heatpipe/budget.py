@@ -3,17 +3,26 @@
 import threading
 import time
 from collections.abc import Callable
+from math import inf
 from typing import Final, Protocol
+
+from heatpipe.errors import RateLimitedError
 
 DEFAULT_HOLD_S: Final = 5.0
 """First hold where a 429 names no time; doubles with each one that follows without an answer between."""
 MAX_HOLD_S: Final = 300.0
+"""The doubling ends here."""
+LONGEST_HOLD_S: Final = 86_400.0
+"""Whatever an upstream names, a day later it is asked again."""
+
+
+Sleep = Callable[[float], None]
 
 
 class Lease(Protocol):
     """What the client needs of a budget; a flow may inject one that several processes share."""
 
-    def spend(self, weight: int) -> float:
+    def spend(self, weight: int, *, patience_s: float = ..., sleep: Sleep | None = ...) -> float:
         """Wait until `weight` may be spent, and spend it; return the seconds that a hold was waited for."""
 
     def hold(self, retry_after_s: float | None) -> None:
@@ -44,7 +53,7 @@ class Budget:
         burst: float,
         *,
         clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], None] = time.sleep,
+        sleep: Sleep = time.sleep,
     ) -> None:
         if per_minute <= 0 or burst <= 0:
             raise ValueError("a budget that never fills cannot be spent")
@@ -59,8 +68,17 @@ class Budget:
         self._held_from = self._held_until = self._filled_at
         self._next_hold_s = DEFAULT_HOLD_S
 
-    def spend(self, weight: int) -> float:
+    def spend(self, weight: int, *, patience_s: float = inf, sleep: Sleep | None = None) -> float:
         """Wait until `weight` is there and nobody is held, then take it.
+
+        Parameters
+        ----------
+        weight : int
+            What to take.
+        patience_s : float
+            Longest hold, in seconds, that is worth waiting for.
+        sleep : callable, optional
+            In place of the budget's own; called once even if there is nothing to wait for, so that it may raise.
 
         Returns
         -------
@@ -69,6 +87,8 @@ class Budget:
 
         Raises
         ------
+        RateLimitedError
+            Everybody is held for longer than the patience.
         ValueError
             The bucket can never hold that much.
         """
@@ -76,8 +96,15 @@ class Budget:
             raise ValueError(f"a weight of {weight} never fits a burst of {self._burst}")
         came = self._clock()
         with self._turn:
+            if sleep is None:
+                sleep = self._sleep
+            else:
+                sleep(0.0)  # whoever was ended in the queue must not spend
             while wait_s := self._take(weight):
-                self._sleep(wait_s)
+                held_s = self._held_until - self._clock()
+                if held_s > patience_s:
+                    raise RateLimitedError(f"the upstream asked for a pause of {held_s:.0f} s more", held_s)
+                sleep(wait_s)
         with self._state:
             return max(0.0, min(self._clock(), self._held_until) - max(came, self._held_from))
 
@@ -117,7 +144,7 @@ class Budget:
                 self._next_hold_s = min(MAX_HOLD_S, 2 * self._next_hold_s)
             if now >= self._held_until:
                 self._held_from = now
-            self._held_until = max(self._held_until, now + retry_after_s)
+            self._held_until = max(self._held_until, now + min(retry_after_s, LONGEST_HOLD_S))
 
     def answered(self) -> None:
         """Let the next hold without a time be the shortest again."""

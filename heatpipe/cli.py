@@ -122,6 +122,7 @@ def backfill(
 
     Example: `heatpipe backfill --coin BTC --last 7d`
     """
+    from heatpipe.fetch import Crew
     from heatpipe.ingest import carry_out
     from heatpipe.progress import show_progress
     from heatpipe.store import Store
@@ -134,13 +135,20 @@ def backfill(
     _warn(found.warnings)
     check_plan(found, store, settings, max_weight)
     started = time.monotonic()
-    with show_progress(settings, quiet=shared.quiet) as on_progress:
-        report = carry_out(found, store, settings, on_progress=on_progress)
+    with show_progress(settings, quiet=shared.quiet) as on_progress, Crew(settings) as crew:
+        report = carry_out(found, store, crew, on_progress=on_progress)
     seconds = time.monotonic() - started
     for failure in report.failures:
         _say(f"failed: {failure.reason}" if failure.counts else f"left out: {failure.reason}")
     if shared.json:
-        _print_json({**report.as_document(), "seconds": round(seconds, 3), "intervals": found.intervals})
+        _print_json(
+            {
+                **report.as_document(),
+                "seconds": round(seconds, 3),
+                "intervals": found.intervals,
+                "open": found.open + report.open,
+            }
+        )
     elif not shared.quiet:
         _print_report(report, found, seconds)
     return FAILED if any(failure.counts for failure in report.failures) else DONE
@@ -260,6 +268,8 @@ def _targets(flags: SeriesFlags, settings: "Settings") -> "list[Target]":
         raise ConfigError("--interval, --unit and --depth go with --coin; the file's [[series]] name their own")
     if not settings.targets:
         raise ConfigError("no coin: give --coin BTC, or a --config file with [[series]]")
+    if flags.last:
+        bounds["start"] = None  # the file's start must not outdo the flag
     return [
         Target(target.series, bounds.get("start", target.start), bounds.get("end", target.end))
         for target in settings.targets
@@ -267,23 +277,26 @@ def _targets(flags: SeriesFlags, settings: "Settings") -> "list[Target]":
 
 
 def _targets_on_disk(flags: SeriesFlags, settings: "Settings") -> "list[Target]":
-    """Return what the flags choose of the series on disk; without flags, all of them."""
+    """Return the series on disk that the flags choose, all of them without flags; or what is asked about by span."""
     from heatpipe.config import Target
+    from heatpipe.model import Series
     from heatpipe.store import Store
     from heatpipe.survey import choose_coins
 
     if not flags.coin and settings.targets:
         return _targets(flags, settings)
-    found = Store(settings.root).all_series()
-    if not found and flags.coin:
-        return _targets(flags, settings)
     bounds, parts = _bounds(flags), _parts(flags)
-    chosen = choose_coins(found, flags.coin or None)
-    return [
-        Target(series, **bounds)
-        for series in chosen
+    found = [
+        series
+        for series in Store(settings.root).all_series()
         if all(getattr(series, part) == wanted for part, wanted in parts.items())
     ]
+    if not (flags.start or flags.last):
+        return [Target(series, **bounds) for series in choose_coins(found, flags.coin or None)]
+    asked: list[Series] = []
+    for coin in flags.coin or {series.coin for series in found}:
+        asked += [series for series in found if series.coin == coin] or [Series(coin, **parts)]
+    return [Target(series, **bounds) for series in sorted(asked)]
 
 
 def _parts(flags: SeriesFlags) -> dict[str, Any]:
@@ -291,7 +304,7 @@ def _parts(flags: SeriesFlags) -> dict[str, Any]:
     return {name: value for name, value in parts.items() if value is not None}
 
 
-def _bounds(flags: SeriesFlags) -> dict[str, int]:
+def _bounds(flags: SeriesFlags) -> dict[str, int | None]:
     from heatpipe.config import parse_instant
 
     if flags.start and flags.last:
@@ -332,6 +345,7 @@ def _plan_document(found: "Plan", settings: "Settings") -> dict[str, Any]:
         "seconds": round(found.seconds(settings.weight_per_minute, settings.burst), 3),
         "intervals": found.intervals,
         "missing": found.missing,
+        "open": found.open,
         "estimated_rows": expected.rows,
         "estimated_download_bytes": expected.wire_bytes,
         "estimated_disk_bytes": expected.disk_bytes,
@@ -356,6 +370,8 @@ def _print_plan(found: "Plan", settings: "Settings", free_bytes: int) -> None:
     seconds = found.seconds(settings.weight_per_minute, settings.burst)
     budget = f"{settings.weight_per_minute:,} a minute, {settings.burst:,} at once"
     print(f"on disk     {found.intervals - found.missing:,} of {found.intervals:,} intervals")
+    if found.open:
+        print(f"open        {found.open:,} intervals, not closed yet")
     print(f"requests    {found.requests:,}")
     print(f"weight      {found.weight:,}")
     print(f"time        {show_seconds(seconds)} at the budget ({budget})")
@@ -368,8 +384,10 @@ def _print_plan(found: "Plan", settings: "Settings", free_bytes: int) -> None:
 def _print_report(report: "Report", found: "Plan", seconds: float) -> None:
     from heatpipe.progress import show_bytes
 
+    if found.open:
+        print(f"{found.open:,} intervals are not closed yet: ask again later")
     if not report.requests:
-        print(f"Nothing to fetch: {found.intervals:,} intervals are on disk already.")
+        print(f"Nothing to fetch: {found.intervals - found.missing:,} intervals are on disk already.")
         return
     print(
         f"{report.rows:,} rows of {report.points:,} snapshots in {report.days:,} day files "
@@ -377,7 +395,7 @@ def _print_report(report: "Report", found: "Plan", seconds: float) -> None:
     )
     print(f"{report.requests:,} requests, weight {report.weight:,}, {show_bytes(report.wire_bytes)} received")
     if report.open or report.young:
-        print(f"{report.open + report.young:,} intervals are open or too young to be called absent: ask again later")
+        print(f"{report.open + report.young:,} intervals were open or too young to be called absent: ask again later")
 
 
 def _print_status(tallies: "list[Tally]", root: str) -> None:
@@ -456,6 +474,9 @@ def call(command: Callable[[], int]) -> int:
         _say(f"heatpipe: {exc}")
         return FAILED
     except BrokenPipeError:
+        return FAILED
+    except OSError as exc:
+        _say(f"heatpipe: {exc.filename or 'the system'}: {exc.strerror or exc}")
         return FAILED
     except KeyboardInterrupt:
         _say("heatpipe: interrupted; what had arrived is on disk, the same command fetches the rest")

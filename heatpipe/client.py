@@ -10,12 +10,13 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
+from urllib.parse import urlsplit
 
 import httpx
 
 from heatpipe import __version__
 from heatpipe.budget import Lease
-from heatpipe.config import Settings
+from heatpipe.config import LOOPBACK, Settings
 from heatpipe.errors import (
     ConfigError,
     HeatpipeError,
@@ -94,6 +95,7 @@ class Client:
         self._sleep = sleep
         self._clock = clock
         self._monotonic = monotonic
+        self._answered = False
         self._http = httpx.Client(
             base_url=settings.url,
             headers={
@@ -105,7 +107,8 @@ class Client:
             timeout=settings.timeout_s,
             limits=httpx.Limits(max_connections=settings.concurrency),
             follow_redirects=False,
-            trust_env=True,
+            # A proxy from the environment would carry a loopback request, with its key in clear, off this machine.
+            trust_env=urlsplit(settings.url).hostname not in LOOPBACK,
         )
 
     def close(self) -> None:
@@ -135,18 +138,23 @@ class Client:
         failures = 0
         backoffs = _backoffs()
         while True:
-            failing_s += self._budget.spend(window.weight)
+            left_s = self._settings.patience_s - failing_s
+            held_s = self._budget.spend(window.weight, patience_s=left_s, sleep=self._sleep)
+            failing_s += held_s if failures else 0.0  # a hold that a neighbour caused is not this window's failing
             started = self._monotonic()
             try:
                 body = self._ask(window, spent)
             except RateLimitedError as exc:
                 self._budget.hold(exc.retry_after_s)
                 fault: TransientError = exc
+                if (exc.retry_after_s or 0.0) > left_s:
+                    raise
             except TransientError as exc:
                 fault = exc
                 if failing_s < self._settings.patience_s:
                     self._sleep(next(backoffs))
             else:
+                self._answered = True
                 self._budget.answered()
                 return body
             failing_s += self._monotonic() - started
@@ -205,7 +213,8 @@ class Client:
             return _forbidden(said, f"{code} {message}".lower())
         if status == httpx.codes.BAD_REQUEST:
             return SymbolError(said) if code == "INVALID_SYMBOL" else RequestError(said)
-        if status == httpx.codes.NOT_FOUND or response.is_redirect:
+        elsewhere = status == httpx.codes.NOT_FOUND or response.is_redirect
+        if elsewhere and not self._answered:  # later on it is as passing as any other
             return ConfigError(f"{said}; is {self._settings.url} the API's URL?")
         return TransientError(said)
 
@@ -231,9 +240,16 @@ class Client:
         )
 
     def _clean(self, text: str) -> str:
-        """Make a foreign text fit for a terminal: one short line, no control characters, no key."""
+        return self.clean(text)[:200].strip()
+
+    def clean(self, text: str) -> str:
+        """Make a text with foreign parts fit for a terminal: one line, no control characters, no key."""
         text = text.replace(self._settings.key().reveal(), "(key)")
-        return "".join(c if c.isprintable() else " " for c in text)[:200].strip()
+        return "".join(c if c.isprintable() else " " for c in text)
+
+    def redact(self, body: bytearray) -> bytearray:
+        """Return an answer without the key, should the upstream have echoed it."""
+        return body.replace(self._settings.key().reveal().encode(), b"(key)")
 
 
 class Spent:

@@ -3,7 +3,7 @@
 import os
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time, timedelta
 from difflib import get_close_matches
 from math import isfinite
@@ -149,10 +149,6 @@ class Settings:
             if value is not None:
                 found[name] = _FIELDS[name].check(value, _FIELDS[name].flag)
         return cls(**found)
-
-    def with_concurrency(self, concurrency: int) -> Self:
-        """Return the same with another number of requests in flight."""
-        return replace(self, concurrency=concurrency)
 
 
 @dataclass(frozen=True, slots=True)

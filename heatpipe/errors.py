@@ -15,6 +15,7 @@
     ├── DecodeError           look at the quarantine: the answer breaks the contract
     │   └── EnvelopeError         ... as a whole: no part of it can be trusted
     ├── DatasetError          look at the folder: a file is damaged, foreign, or cannot be written
+    │   ├── DamagedError          ... a file says nothing that can be believed: it is set aside, and fetched anew
     │   └── LockedError           ... another process works there
     ├── IncompleteError       run it again: some of what was asked for did not come
     └── Stopped               nothing: the user asked for an end
@@ -93,6 +94,10 @@ class DatasetError(HeatpipeError):
     def __init__(self, message: str, path: str = "") -> None:
         super().__init__(message)
         self.path = path
+
+
+class DamagedError(DatasetError):
+    """A file cannot be what heatpipe wrote: it counts as not there, and may be replaced once it is set aside."""
 
 
 class LockedError(DatasetError):

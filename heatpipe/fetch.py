@@ -5,6 +5,7 @@ The threads are daemons: one that hangs in a socket must not keep an interrupted
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from queue import SimpleQueue
@@ -14,7 +15,7 @@ from heatpipe.budget import Budget, Lease
 from heatpipe.client import Body, Client, Spent
 from heatpipe.config import Settings
 from heatpipe.decode import decode_body
-from heatpipe.errors import DecodeError, Stopped
+from heatpipe.errors import ConfigError, DecodeError, Stopped
 from heatpipe.model import Coverage, Snapshots, Span, Spans, Window
 
 YOUNG_S: Final = 15 * 60
@@ -24,6 +25,8 @@ HISTORY_MARGIN_S: Final = 10
 BYTES_IN_FLIGHT: Final = 192 << 20
 """Bound on what requests in flight may hold, at `BYTES_PER_ROW` a row that could come."""
 BYTES_PER_ROW: Final = 32
+POLL_S: Final = 0.2
+"""How soon a request to stop is seen."""
 
 
 class Stop:
@@ -31,14 +34,32 @@ class Stop:
 
     def __init__(self) -> None:
         self._event = threading.Event()
+        self._children: list[Stop] = []
+        self._lock = threading.Lock()
+
+    def child(self) -> "Stop":
+        """Return one that is set with this one, or alone."""
+        child = Stop()
+        with self._lock:
+            self._children.append(child)
+            if self.is_set():
+                child.set()
+        return child
+
+    def is_set(self) -> bool:
+        """Whether the end was asked for."""
+        return self._event.is_set()
 
     def set(self) -> None:
         """Ask for the end."""
-        self._event.set()
+        with self._lock:
+            self._event.set()
+            for child in self._children:
+                child.set()
 
     def check(self) -> None:
         """Raise Stopped if the end was asked for."""
-        if self._event.is_set():
+        if self.is_set():
             raise Stopped("stopped")
 
     def sleep(self, seconds: float) -> None:
@@ -106,18 +127,20 @@ class Job:
         Where the job goes when it is done.
     spent : Spent
         Shared with the windows that this one was split from.
-    tries : int
-        How often this very window has come back with the same kind of fault.
+    tries : Counter
+        How often this very window has come back with each kind of fault.
     """
 
     window: Window
     reply: "SimpleQueue[Job]"
     spent: Spent = field(default_factory=Spent)
-    tries: int = 0
+    tries: Counter[str] = field(default_factory=Counter)
     answer: Answer | None = None
     fault: BaseException | None = None
     body: bytearray | None = None
     """the raw answer, kept where it broke the contract"""
+    in_room: bool = False
+    """whether its bytes are counted"""
 
     @property
     def weighs_bytes(self) -> int:
@@ -134,7 +157,7 @@ class Crew:
         How many threads, which upstream.
     budget : Lease, optional
         Shared with others; else one of its own.
-    stop : Stop
+    stop : Stop, optional
         Ends all waiting.
     clock : callable
         Unix seconds.
@@ -149,15 +172,19 @@ class Crew:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.settings = settings
-        self.stop = stop or Stop()
+        self.stop = (stop or Stop()).child()
         self.clock = clock
-        self.proven = False
-        """Whether an answer has come: until then only one request is sent, so that a wrong key costs one"""
-        budget = budget or Budget(settings.weight_per_minute, settings.burst, sleep=self.stop.sleep)
-        self._client = Client(settings, budget, sleep=self.stop.sleep, clock=clock)
-        self._winding_down = threading.Event()
+        self._client = Client(
+            settings,
+            budget or Budget(settings.weight_per_minute, settings.burst),
+            sleep=self.stop.sleep,
+            clock=clock,
+        )
+        self._proven = False
+        self._refusal: ConfigError | None = None
+        self._scout = threading.Lock()
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
-        self._room = _Room(BYTES_IN_FLIGHT)
+        self._room = _Room(BYTES_IN_FLIGHT, self.stop)
         self._threads = [
             threading.Thread(target=self._work, name=f"heatpipe-fetch-{number}", daemon=True)
             for number in range(settings.concurrency)
@@ -169,43 +196,59 @@ class Crew:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
+        self.wind_down()
         for _ in self._threads:
             self._jobs.put(None)
         self._client.close()
 
     def wind_down(self) -> None:
-        """Send no further request; jobs that are in line come back at once."""
-        self._winding_down.set()
+        """Send no further request; jobs that are in line come back at once, those on their way when they come."""
+        self.stop.set()
 
     def submit(self, job: Job) -> None:
         """Put a job in line; it comes back through its own queue."""
         self._jobs.put(job)
 
     def release(self, job: Job) -> None:
-        """Say that a job's answer is no longer held in memory."""
-        self._room.leave(job.weighs_bytes)
+        """Say that a job that came back is no longer held in memory."""
+        job.answer = job.body = None
+        if job.in_room:
+            job.in_room = False
+            self._room.leave(job.weighs_bytes)
 
     def _work(self) -> None:
         while job := self._jobs.get():
-            self._room.enter(job.weighs_bytes)
             try:
+                self._room.enter(job.weighs_bytes)
+                job.in_room = True
                 self._do(job)
             except BaseException as exc:  # noqa: BLE001 - whatever it is belongs to who waits for the job
                 job.fault = exc
             job.reply.put(job)
 
     def _do(self, job: Job) -> None:
+        if self._proven:
+            self._answer(job)
+            return
+        with self._scout:  # one goes alone, so that a wrong key or tier costs one request
+            try:
+                self._answer(job)
+            except ConfigError as exc:
+                self._refusal = exc
+                raise
+
+    def _answer(self, job: Job) -> None:
         self.stop.check()
-        if self._winding_down.is_set():
-            raise Stopped("winding down")
+        if self._refusal is not None:
+            raise self._refusal
         window = self._still_sold(job.window)
         body = self._client.fetch(window, job.spent)
-        self.proven = True
+        self._proven = True
         try:
             job.answer = self._read(body, window)
         except DecodeError as exc:
-            job.body = body.data
-            raise type(exc)(f"{window}: {exc}") from exc
+            job.body = self._client.redact(body.data)
+            raise type(exc)(self._client.clean(f"{window}: {exc}")) from exc
 
     def _still_sold(self, window: Window) -> Window:
         """Leave out what has moved beyond the history since the plan was made."""
@@ -224,13 +267,16 @@ class Crew:
 class _Room:
     """A bound on bytes; who is larger than all of it comes in alone."""
 
-    def __init__(self, size_bytes: int) -> None:
+    def __init__(self, size_bytes: int, stop: Stop) -> None:
         self._free = self._size = size_bytes
+        self._stop = stop
         self._changed = threading.Condition()
 
     def enter(self, size_bytes: int) -> None:
         with self._changed:
-            self._changed.wait_for(lambda: self._free >= min(size_bytes, self._size))
+            while self._free < min(size_bytes, self._size):
+                self._stop.check()
+                self._changed.wait(POLL_S)
             self._free -= size_bytes
 
     def leave(self, size_bytes: int) -> None:

@@ -2,13 +2,15 @@
 
 import contextlib
 import time
-from collections import Counter, deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from datetime import date
 from queue import Empty, SimpleQueue
 from typing import Final
 
 from heatpipe.budget import Lease
+from heatpipe.client import Spent
 from heatpipe.config import Settings, Target, parse_instant
 from heatpipe.errors import (
     ConfigError,
@@ -22,7 +24,7 @@ from heatpipe.errors import (
     Stopped,
     TooHeavyError,
 )
-from heatpipe.fetch import Crew, Job, Stop
+from heatpipe.fetch import POLL_S, Crew, Job, Stop
 from heatpipe.model import Series
 from heatpipe.plan import Plan, SlabPlan
 from heatpipe.report import Failure, Progress, Report
@@ -30,8 +32,6 @@ from heatpipe.slab import OpenSlab, may_split
 from heatpipe.store import Store
 from heatpipe.survey import check_plan, make_plan
 
-POLL_S: Final = 0.2
-"""How soon a request to stop is seen."""
 GRACE_S: Final = 1.0
 """How long a run that is ended waits for the answers to requests that were sent already."""
 ATTEMPTS_AT_A_POINT: Final = 3
@@ -99,34 +99,77 @@ def backfill(
     store = Store(settings.root)
     plan = make_plan(targets, store, settings, clock(), refetch=refetch)
     check_plan(plan, store, settings, max_weight)
-    return carry_out(
-        plan, store, settings, refetch=refetch, on_progress=on_progress, budget=budget, stop=stop, clock=clock
-    )
+    if not plan.requests:
+        return Report()
+    with Crew(settings, budget=budget, stop=stop, clock=clock) as crew:
+        return carry_out(plan, store, crew, refetch=refetch, on_progress=on_progress)
 
 
 def _instant(value: int | str | date | None, name: str) -> int | None:
     return value if value is None or isinstance(value, int) else parse_instant(value, name)
 
 
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What a run has learned of its series; runs that share a crew may share it.
+
+    Parameters
+    ----------
+    ended : set of Series
+        Not asked for any more.
+    alike : mapping
+        The windows, by what they have cost, that failed for one series and cause.
+    """
+
+    ended: set[Series] = field(default_factory=set)
+    alike: defaultdict[tuple[Series, str], set[Spent]] = field(default_factory=lambda: defaultdict(set))
+
+
 def carry_out(
     plan: Plan,
     store: Store,
-    settings: Settings,
+    crew: Crew,
     *,
     refetch: bool = False,
     wait_for_locks: bool = True,
     on_progress: OnProgress | None = None,
-    budget: Lease | None = None,
-    stop: Stop | None = None,
-    clock: Callable[[], float] = time.time,
+    standing: Standing | None = None,
 ) -> Report:
-    """Do what a plan says. Each slab is planned once more under its lock. Spends weight; see `backfill`."""
+    """Do what a plan says. Each slab is planned once more under its lock. Spends weight.
+
+    Parameters
+    ----------
+    plan : Plan
+        Which slabs.
+    store : Store
+        Where to.
+    crew : Crew
+        Who fetches.
+    refetch : bool
+        Ask again for what is covered, and replace it.
+    wait_for_locks : bool
+        Wait for a slab that another process works on; else that is an error.
+    on_progress : callable, optional
+        Called with a `Progress` after every answer.
+    standing : Standing, optional
+        Shared with the other runs of the same crew.
+
+    Raises
+    ------
+    ConfigError, DatasetError, Stopped
+        As `backfill`.
+    """
     slabs = [slab for slab in plan.slabs if slab.windows]
-    if not slabs:
-        return Report()
-    with Crew(settings, budget=budget, stop=stop, clock=clock) as crew:
-        run = _Run(crew, store, slabs, refetch=refetch, wait_for_locks=wait_for_locks, on_progress=on_progress)
-        return run.carry_out()
+    run = _Run(
+        crew,
+        store,
+        slabs,
+        refetch=refetch,
+        wait_for_locks=wait_for_locks,
+        on_progress=on_progress,
+        standing=standing or Standing(),
+    )
+    return run.carry_out()
 
 
 class _Run:
@@ -141,7 +184,9 @@ class _Run:
         refetch: bool,
         wait_for_locks: bool,
         on_progress: OnProgress | None,
+        standing: Standing,
     ) -> None:
+        self._standing = standing
         self._crew = crew
         self._store = store
         self._refetch = refetch
@@ -153,8 +198,6 @@ class _Run:
         self._in_flight = 0
         self._report = Report()
         self._windows_done = 0
-        self._failed_alike: Counter[tuple[Series, str]] = Counter()
-        self._ended: set[Series] = set()
 
     def carry_out(self) -> Report:
         try:
@@ -170,7 +213,7 @@ class _Run:
 
     def _top_up(self) -> None:
         """Hand out windows until enough are on their way; open slabs as they are needed."""
-        enough = self._crew.settings.concurrency + 1 if self._crew.proven else 1
+        enough = self._crew.settings.concurrency + 1
         while self._in_flight < enough:
             slab = next((slab for slab in self._open if slab.queued), None)
             if slab is not None:
@@ -183,7 +226,7 @@ class _Run:
         """Lock and plan the next slab that nobody else works on; return whether there was one."""
         for _ in range(len(self._waiting)):
             plan = self._waiting.popleft()
-            if plan.slab.series in self._ended:
+            if plan.slab.series in self._standing.ended:
                 continue
             try:
                 self._open_slab(plan, wait=None)
@@ -228,13 +271,14 @@ class _Run:
         finally:
             self._crew.release(job)
         self._windows_done += job not in slab.jobs
-        self._close_if_done(slab)
+        if slab in self._open:  # the end of its series may have closed it
+            self._close_if_done(slab)
 
     def _face(self, slab: OpenSlab, job: Job, fault: BaseException) -> None:
         """Decide what a fault means: ask again, ask for less, give up a window or a series, or end the run."""
         if not isinstance(fault, HeatpipeError) or isinstance(fault, ConfigError | DatasetError | Stopped):
             raise fault
-        job.tries += 1
+        job.tries[type(fault).__name__] += 1
         series = job.window.series
         if isinstance(fault, RequestError) and not isinstance(fault, HistoryError):
             self._report += slab.drop(job)
@@ -254,39 +298,36 @@ class _Run:
         self._report += Report(failures=(Failure(series, job.window.span, str(fault), counts=not beyond),))
         if not beyond:
             self._store.quarantine(job.window, str(fault), job.body)
-            self._failed_alike[series, cause] += 1
+            self._standing.alike[series, cause].add(job.spent)
         self._report += slab.drop(job)
-        if self._failed_alike[series, cause] >= ALIKE:
+        if len(self._standing.alike[series, cause]) >= ALIKE:
             self._end_series(
                 Failure(series, None, f"{series}: {ALIKE} windows failed alike; the rest was not asked for")
             )
 
     def _end_series(self, failure: Failure) -> None:
-        if failure.series not in self._ended:
-            self._ended.add(failure.series)
+        if failure.series not in self._standing.ended:
+            self._standing.ended.add(failure.series)
             self._report += Report(failures=(failure,))
-            for slab in self._open:
-                if slab.slab.series == failure.series:
-                    slab.abandon()
+        for slab in [slab for slab in self._open if slab.slab.series == failure.series]:
+            slab.abandon()
+            self._close_if_done(slab)
 
     def _close_if_done(self, slab: OpenSlab) -> None:
-        finished = ""
         if not slab.jobs:
+            self._open.remove(slab)  # first: what cannot be closed is not closed twice
             self._report += slab.close()
-            self._open.remove(slab)
-            finished = str(slab.slab)
-        self._tell(finished)
+        self._tell()
 
-    def _tell(self, finished: str) -> None:
+    def _tell(self) -> None:
         jobs = [job for slab in self._open for job in slab.jobs]
-        waiting = [plan for plan in self._waiting if plan.slab.series not in self._ended]
+        waiting = [plan for plan in self._waiting if plan.slab.series not in self._standing.ended]
         self._on_progress(
             Progress(
                 done=sum((slab.bill for slab in self._open), self._report),
                 windows_done=self._windows_done,
                 windows=self._windows_done + len(jobs) + sum(len(plan.windows) for plan in waiting),
                 weight_left=sum(job.window.weight for job in jobs) + sum(plan.weight for plan in waiting),
-                finished=finished,
             )
         )
 
@@ -297,8 +338,9 @@ class _Run:
         with contextlib.ExitStack() as stack:
             for slab in self._open:
                 stack.callback(slab.close)
-            self._crew.wind_down()
-            self._collect_paid()
+            if self._in_flight:
+                self._crew.wind_down()
+                self._collect_paid()
 
     def _collect_paid(self) -> None:
         """Take in the answers that are on their way and come within a moment: they are paid for."""
@@ -309,17 +351,17 @@ class _Run:
             except Empty:
                 return
             self._in_flight -= 1
-            for slab in self._open:
-                if job in slab.jobs and job.answer is not None:
-                    slab.accept(job, job.answer)
-                    break
+            slab = next((slab for slab in self._open if job in slab.jobs), None)
+            if slab is not None and job.answer is not None:
+                slab.accept(job, job.answer)
+            self._crew.release(job)
 
 
 def _worth_asking_again(job: Job, fault: HeatpipeError) -> bool:
     """Whether the same request may still be answered: bad bytes once more, a single heavy point twice more."""
     if isinstance(fault, TooHeavyError):
-        return job.window.points == 1 and job.tries < ATTEMPTS_AT_A_POINT
-    return isinstance(fault, DecodeError) and job.tries < 2
+        return job.window.points == 1 and job.tries[type(fault).__name__] < ATTEMPTS_AT_A_POINT
+    return isinstance(fault, DecodeError) and job.tries[type(fault).__name__] < 2
 
 
 def _worth_splitting(job: Job, fault: HeatpipeError) -> bool:

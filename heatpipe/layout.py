@@ -18,7 +18,7 @@ import pyarrow as pa
 import xxhash
 from numpy.typing import NDArray
 
-from heatpipe.errors import ConfigError, DatasetError
+from heatpipe.errors import ConfigError, DamagedError, DatasetError
 from heatpipe.model import DAY_S, Coverage, Series, Snapshots, Spans, day_span
 from heatpipe.plan import Slab
 
@@ -199,12 +199,14 @@ def decode_footer(metadata: Mapping[bytes, bytes] | None, path: str) -> Footer:
 
     Raises
     ------
+    DamagedError
+        There is none, or none that can be true.
     DatasetError
-        There is none, or it is not one that this version of heatpipe reads.
+        It is one of another version of heatpipe's.
     """
     text = (metadata or {}).get(FOOTER_KEY)
     if text is None:
-        raise DatasetError(f"{path} has no footer of heatpipe's", path)
+        raise DamagedError(f"{path} has no footer of heatpipe's", path)
     try:
         document = json.loads(text)
         version = document["version"]
@@ -219,7 +221,7 @@ def decode_footer(metadata: Mapping[bytes, bytes] | None, path: str) -> Footer:
             digest=str(document["digest"]),
         )
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, ConfigError) as exc:
-        raise DatasetError(f"{path} has a footer that cannot be read: {exc!r}", path) from exc
+        raise DamagedError(f"{path} has a footer that cannot be read: {exc!r}", path) from exc
 
 
 def _read_coverage(document: Mapping[str, Any], interval_s: int) -> Coverage:
@@ -241,8 +243,8 @@ def _read_spans(pairs: Iterable[Iterable[Any]], interval_s: int) -> Spans:
 
 
 def check_place(footer: Footer, series: Series, day: int, path: str) -> None:
-    """Raise a DatasetError where a file lies in the folder of another series or day."""
+    """Raise a DamagedError where a file lies in the folder of another series or day."""
     if footer.series != series:
-        raise DatasetError(f"{path} holds {footer.series}, its folder says {series}", path)
+        raise DamagedError(f"{path} holds {footer.series}, its folder says {series}", path)
     if footer.coverage.covered and footer.coverage.covered != footer.coverage.covered.within(day_span(day)):
-        raise DatasetError(f"{path} covers {footer.coverage.covered}, its folder says {day_date(day)}", path)
+        raise DamagedError(f"{path} covers {footer.coverage.covered}, its folder says {day_date(day)}", path)

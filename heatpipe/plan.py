@@ -116,6 +116,8 @@ class Clipped:
 
     span: Span
     warnings: tuple[str, ...] = ()
+    open_s: int = 0
+    """seconds of what was named that are not closed yet"""
 
 
 def clip_span(wanted: Span, interval_s: int, horizon: Horizon) -> Clipped:
@@ -131,7 +133,9 @@ def clip_span(wanted: Span, interval_s: int, horizon: Horizon) -> Clipped:
     ConfigError
         The span ends before it starts, holds no whole interval, or lies wholly beyond the history.
     """
-    if wanted.seconds <= 0:
+    if wanted.seconds == 0:
+        raise ConfigError(f"the span is empty: it starts and ends {show_time(wanted.start)}")
+    if wanted.seconds < 0:
         raise ConfigError(f"the span ends ({show_time(wanted.end)}) before it starts ({show_time(wanted.start)})")
     inward = Span(-(-wanted.start // interval_s) * interval_s, wanted.end // interval_s * interval_s)
     if inward.seconds <= 0:
@@ -150,7 +154,8 @@ def clip_span(wanted: Span, interval_s: int, horizon: Horizon) -> Clipped:
         )
         warnings = (warning,)
     clipped = inward.clip(reach)
-    return Clipped(Span(clipped.start, max(clipped.start, clipped.end)), warnings)
+    open_s = Span(max(inward.start, reach.end), inward.end).seconds
+    return Clipped(Span(clipped.start, max(clipped.start, clipped.end)), warnings, max(0, open_s))
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,10 +202,13 @@ class Plan:
         In the order of work; those with nothing to do included.
     warnings : tuple of str
         What the user should know before anything is spent.
+    open : int
+        Intervals that were named and are not closed yet: left out.
     """
 
     slabs: tuple[SlabPlan, ...]
     warnings: tuple[str, ...] = ()
+    open: int = 0
 
     @property
     def windows(self) -> list[Window]:
@@ -233,7 +241,7 @@ class Plan:
 
 
 LEVELS_PER_POINT: Final = 1_000
-"""Levels a snapshot has on average where the depth does not cut, on the sandbox's market."""
+"""Levels a snapshot of a deep market such as BTC has on average, on the sandbox's market; quiet ones have half."""
 WIRE_BYTES_PER_ROW: Final = 2.5
 """Compressed bytes on the wire for a row, on the sandbox's market (``make demo`` prints both)."""
 DISK_BYTES_PER_ROW: Final = 1.2

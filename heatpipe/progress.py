@@ -29,7 +29,7 @@ def show_progress(settings: Settings, *, quiet: bool = False) -> Iterator[Callab
         with _bar(settings) as show:
             yield show
     else:
-        yield _plain(settings)
+        yield plain_progress(settings, lambda line: print(line, file=sys.stderr, flush=True))
 
 
 @contextmanager
@@ -55,7 +55,16 @@ def _bar(settings: Settings) -> Iterator[Callable[[Progress], None]]:
         yield show
 
 
-def _plain(settings: Settings) -> Callable[[Progress], None]:
+def plain_progress(settings: Settings, say: Callable[[str], None]) -> Callable[[Progress], None]:
+    """Return a callback that says a line now and then.
+
+    Parameters
+    ----------
+    settings : Settings
+        The budget, for the time that is left.
+    say : callable
+        Takes the line.
+    """
     due = time.monotonic() + PLAIN_EVERY_S
 
     def show(progress: Progress) -> None:
@@ -63,7 +72,7 @@ def _plain(settings: Settings) -> Callable[[Progress], None]:
         if time.monotonic() >= due:
             due = time.monotonic() + PLAIN_EVERY_S
             windows = f"{progress.windows_done:,} of {progress.windows:,} windows"
-            print(f"{windows}, {_describe(progress, settings)}", file=sys.stderr, flush=True)
+            say(f"{windows}, {_describe(progress, settings)}")
 
     return show
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from heatpipe.model import Series, Span, Window
+from heatpipe.model import Series, Span
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +25,6 @@ class Failure:
     reason: str
     counts: bool = True
     """whether it makes the run a failed one; what lies beyond the history does not"""
-
-    @classmethod
-    def of_window(cls, window: Window, reason: str) -> "Failure":
-        """Name a window that failed."""
-        return cls(window.series, window.span, reason)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +73,7 @@ class Report:
                 "from": failure.span and failure.span.start,
                 "to": failure.span and failure.span.end,
                 "reason": failure.reason,
+                "counts": failure.counts,
             }
             for failure in self.failures
         ]
@@ -96,12 +92,9 @@ class Progress:
         Windows finished, and planned so far; splitting adds to both.
     weight_left : int
         What the windows still to come will cost at least.
-    finished : str
-        The slab that was just finished; empty where none was.
     """
 
     done: Report
     windows_done: int
     windows: int
     weight_left: int
-    finished: str = ""

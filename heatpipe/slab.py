@@ -1,19 +1,23 @@
 """One slab at work: its lock, its open windows, its days in memory until they are whole."""
 
 import contextlib
+import logging
 from collections import defaultdict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from queue import SimpleQueue
+from typing import Final
 
 from heatpipe.client import MAX_REQUESTS, Spent
-from heatpipe.errors import DatasetError
+from heatpipe.errors import DamagedError
 from heatpipe.fetch import Answer, Job
 from heatpipe.layout import Day
-from heatpipe.model import Coverage, Snapshots, Spans, day_span, days_of
+from heatpipe.model import Coverage, Snapshots, Span, Spans, day_span, days_of
 from heatpipe.plan import Slab, SlabPlan, plan_slab
 from heatpipe.report import Failure, Report
 from heatpipe.store import Store
+
+LOG: Final = logging.getLogger("heatpipe")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +61,8 @@ class OpenSlab:
         self._coverage: dict[int, Coverage] = {}
         self._parts: defaultdict[int, list[_Part]] = defaultdict(list)
         self._bills: list[Spent] = []
+        self._damaged: set[int] = set()
+        self._given_up: list[Span] = []
         self._lock = contextlib.ExitStack()
 
     def open(self, wait: Callable[[float], None] | None) -> None:
@@ -70,12 +76,21 @@ class OpenSlab:
         self._lock.enter_context(self._store.lock(self.slab, wait=wait))
         covered = Spans()
         for day in days_of(self._span):
-            self._coverage[day] = self._store.coverage(self.slab.series, day)
+            self._coverage[day] = self._read_coverage(day)
             covered |= self._coverage[day].covered
         plan = plan_slab(self.slab, self._span, Spans() if self._refetch else covered)
         self.queued.extend(Job(window, self._replies) for window in plan.windows)
         self.jobs.update(self.queued)
         self._bills.extend(job.spent for job in self.queued)
+
+    def _read_coverage(self, day: int) -> Coverage:
+        try:
+            footer = self._store.footer(self.slab.series, day)
+        except DamagedError as exc:
+            LOG.warning("%s; it counts as not covered, and is set aside when it is replaced", exc)
+            self._damaged.add(day)
+            return Coverage()
+        return Coverage() if footer is None else footer.coverage
 
     @property
     def bill(self) -> Report:
@@ -110,6 +125,7 @@ class OpenSlab:
 
     def drop(self, job: Job) -> Report:
         """Give a window up; write the days that waited for nothing else."""
+        self._given_up.append(job.window.span)
         self.jobs.discard(job)
         return self._write_whole_days(job)
 
@@ -122,7 +138,7 @@ class OpenSlab:
         """Write what has arrived, whole days or not, and let go of the lock."""
         with self._lock:
             report = sum((self._write_day(day) for day in sorted(self._parts)), Report())
-            self._release_quarantine()
+            self._store.release(self.slab.series, self.slab.span, keep=self._given_up)
             return report + self.bill
 
     def _write_whole_days(self, job: Job) -> Report:
@@ -147,6 +163,9 @@ class OpenSlab:
         old, failures = self._read_old(day) if known.covered else (None, ())
         if old is None:
             known = Coverage()
+        if day in self._damaged:
+            self._store.set_aside(self.slab.series, day)
+            self._damaged.discard(day)
         pieces = [] if old is None else [old.snapshots.between(span) for span in known.covered - fresh]
         arrived = [part.snapshots.between(span) for part in parts for span in part.coverage.covered & fresh]
         merged = Day(
@@ -169,16 +188,10 @@ class OpenSlab:
     def _read_old(self, day: int) -> tuple[Day | None, tuple[Failure, ...]]:
         try:
             return self._store.read_day(self.slab.series, day), ()
-        except DatasetError as exc:
-            self._store.set_aside(self.slab.series, day)
+        except DamagedError as exc:
+            self._damaged.add(day)
             reason = f"{self.slab}: {exc}; it was replaced by what came in this run: run it again for the rest"
             return None, (Failure(self.slab.series, day_span(day), reason),)
-
-    def _release_quarantine(self) -> None:
-        covered = Spans()
-        for coverage in self._coverage.values():
-            covered |= coverage.covered
-        self._store.release(self.slab.series, covered)
 
 
 def _first_timestamp(snapshots: Snapshots) -> int:

@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,9 +18,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from heatpipe import layout
-from heatpipe.errors import ConfigError, DatasetError, LockedError
+from heatpipe.errors import ConfigError, DamagedError, DatasetError, LockedError
 from heatpipe.layout import Day, Footer
-from heatpipe.model import Coverage, Series, Span, Spans, Window
+from heatpipe.model import Coverage, Series, Span, Spans, Window, days_of
 from heatpipe.plan import Slab
 
 TMP: Final = "_tmp"
@@ -77,7 +77,9 @@ class Store:
         found: list[int] = []
         for path in _folders(folder, "date"):
             with contextlib.suppress(ValueError):
-                found.append(layout.parse_day(path.name))
+                day = layout.parse_day(path.name)
+                if (path / layout.FILE_NAME).exists():  # a crash may leave a folder that never got its file
+                    found.append(day)
         return sorted(found)
 
     def footer(self, series: Series, day: int) -> Footer | None:
@@ -85,8 +87,10 @@ class Store:
 
         Raises
         ------
+        DamagedError
+            There is one that cannot be what heatpipe wrote there.
         DatasetError
-            There is one that cannot be read, or belongs elsewhere.
+            There is one that cannot be read now, or by this version.
         """
         path = self._path(series, day)
         if not path.exists():  # much cheaper than the error below, and planning asks for every day there could be
@@ -96,16 +100,16 @@ class Store:
         except FileNotFoundError:
             return None
         except (OSError, pa.ArrowException) as exc:
-            raise DatasetError(f"{path} cannot be read: {_reason(exc)}", str(path)) from exc
+            raise _unreadable(path, exc) from exc
         footer = layout.decode_footer(metadata, str(path))
         layout.check_place(footer, series, day, str(path))
         return footer
 
     def coverage(self, series: Series, day: int) -> Coverage:
-        """Return what of a day is covered; nothing where there is no file, or none that can be read."""
+        """Return what of a day is covered; nothing where there is no file, or a damaged one."""
         try:
             footer = self.footer(series, day)
-        except DatasetError:
+        except DamagedError:
             return Coverage()
         return Coverage() if footer is None else footer.coverage
 
@@ -118,8 +122,8 @@ class Store:
 
         Raises
         ------
-        DatasetError
-            There is one that cannot be read, or its rows are not those its footer vouches for.
+        DamagedError, DatasetError
+            As `footer`; or its rows are not those that its footer vouches for.
         """
         path = self._path(series, day)
         try:
@@ -127,14 +131,14 @@ class Store:
         except FileNotFoundError:
             return None
         except (OSError, pa.ArrowException) as exc:
-            raise DatasetError(f"{path} cannot be read: {_reason(exc)}", str(path)) from exc
+            raise _unreadable(path, exc) from exc
         footer = layout.decode_footer(table.schema.metadata, str(path))
         layout.check_place(footer, series, day, str(path))
         if not table.schema.equals(layout.SCHEMA):
-            raise DatasetError(f"{path} has other columns than heatpipe writes", str(path))
+            raise DamagedError(f"{path} has other columns than heatpipe writes", str(path))
         rows = layout.decode_rows(table)
         if layout.digest_rows(rows.row_timestamps(), rows.price, rows.volume) != footer.digest:
-            raise DatasetError(f"{path} holds other rows than its footer vouches for", str(path))
+            raise DamagedError(f"{path} holds other rows than its footer vouches for", str(path))
         return Day(series, day, rows, footer.coverage)
 
     def size_bytes(self, series: Series) -> int:
@@ -200,9 +204,11 @@ class Store:
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, f"process {os.getpid()} on {os.uname().nodename}\n".encode(), 0)
             shutil.rmtree(self._scratch(slab), ignore_errors=True)  # leftovers of one that was killed
-            yield
+            try:
+                yield
+            finally:
+                shutil.rmtree(self._scratch(slab), ignore_errors=True)
         finally:
-            shutil.rmtree(self._scratch(slab), ignore_errors=True)
             os.close(descriptor)
 
     # Quarantine
@@ -221,12 +227,15 @@ class Store:
         """Return the spans of a series that were given up and have not come since."""
         return Spans.of(span for _, span in self._records(series))
 
-    def release(self, series: Series, covered: Spans) -> None:
-        """Drop the records of what is covered now."""
-        for path, span in self._records(series):
-            if not Spans.of([span]) - covered:
-                path.with_suffix(".body").unlink(missing_ok=True)
-                path.unlink(missing_ok=True)
+    def release(self, series: Series, span: Span, keep: Collection[Span] = ()) -> None:
+        """Drop the records that touch a span and are wholly covered now, but for those to `keep`."""
+        for path, record in self._records(series):
+            if record.clip(span).seconds <= 0 or record in keep:
+                continue
+            if not Spans.of([record]) - self.covered(series, days_of(record)):
+                with _file_errors(path):
+                    path.with_suffix(".body").unlink(missing_ok=True)
+                    path.unlink(missing_ok=True)
 
     def set_aside(self, series: Series, day: int) -> None:
         """Keep a copy of a file that is damaged and about to be replaced."""
@@ -301,7 +310,14 @@ def _file_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as exc:
-        raise DatasetError(f"cannot write {exc.filename or path}: {_reason(exc)}", str(path)) from exc
+        reason = "it is not a folder" if isinstance(exc, FileExistsError | NotADirectoryError) else _reason(exc)
+        raise DatasetError(f"cannot write {exc.filename or path}: {reason}", str(path)) from exc
+
+
+def _unreadable(path: Path, exc: Exception) -> DatasetError:
+    """Tell a file that cannot be read now, by what the system said, from one that is no sound Parquet."""
+    kind = DatasetError if isinstance(exc, OSError) and exc.errno else DamagedError
+    return kind(f"{path} cannot be read: {_reason(exc)}", str(path))
 
 
 def _reason(exc: Exception) -> str:

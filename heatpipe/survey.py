@@ -43,17 +43,19 @@ def make_plan(
     """
     slabs: list[SlabPlan] = []
     warnings: list[str] = []
+    still_open = 0
     horizon = settings.horizon(now)
     for target in targets:
         step = target.series.interval_s
         wanted = resolve_span(target.start, target.end, last_s, horizon.closed_end(step))
         clipped = clip_span(wanted, step, horizon)
+        still_open += clipped.open_s // step
         warnings += [f"{target.series.coin}: {warning}" for warning in clipped.warnings]
         for slab in plan_slabs(target.series, clipped.span):
             days = days_of(slab.span.clip(clipped.span))
             covered = Spans() if refetch else store.covered(target.series, days)
             slabs.append(plan_slab(slab, clipped.span, covered))
-    return Plan(tuple(slabs), tuple(dict.fromkeys(warnings)))
+    return Plan(tuple(slabs), tuple(dict.fromkeys(warnings)), still_open)
 
 
 def check_plan(plan: Plan, store: Store, settings: Settings, max_weight: int | None = None) -> None:
@@ -106,6 +108,8 @@ def choose_series(
 
 def choose_coins(found: Sequence[Series], coins: Sequence[str] | None) -> list[Series]:
     """Return the series of some coins, or of all; an unknown one raises a ConfigError that names the nearest."""
+    if coins is not None and not coins:
+        raise ConfigError("the list of coins is empty")
     for coin in coins or ():
         _check_found("coin", coin, {series.coin for series in found})
     return [series for series in found if coins is None or series.coin in coins]
@@ -117,4 +121,5 @@ def _check_found(part: str, wanted: str | int, there: Iterable[str | int]) -> No
         return
     near = get_close_matches(str(wanted).upper(), {name.upper(): name for name in names}, n=3, cutoff=0.5)
     nearest = [name for name in sorted(names) if name.upper() in near] or sorted(names)[:10]
-    raise ConfigError(f"no {part} {wanted!r} in the dataset; there is {', '.join(nearest)}")
+    there_is = f"there is {', '.join(nearest)}" if nearest else "it is empty"
+    raise ConfigError(f"no {part} {wanted!r} in the dataset; {there_is}")

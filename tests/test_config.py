@@ -537,7 +537,9 @@ def test_a_span_needs_a_beginning(end: int | None) -> None:
     assert refusal(lambda: resolve_span(None, end, None, 1000)) == ("no span: give --start (and --end), or --last 7d")
 
 
-@pytest.mark.parametrize("path", sorted((Path(__file__).parent.parent / "configs").glob("*.toml")), ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parent.parent / "configs").glob("*.toml")), ids=lambda p: p.name
+)
 def test_the_example_files_load(path: Path) -> None:
     assert Settings.load(file=str(path), environment={}).root
 
