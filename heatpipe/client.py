@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from heatpipe import __version__
-from heatpipe.budget import Lease
+from heatpipe.budget import LONGEST_HOLD_S, Lease
 from heatpipe.config import LOOPBACK, Settings
 from heatpipe.errors import (
     ConfigError,
@@ -42,7 +42,8 @@ BACKOFF_MOST_S: Final = 30.0
 BYTES_PER_LEVEL: Final = 64
 """Cap on an answer: bytes per level that could be in it, headers counted as one. Real ones take about 16."""
 ENVELOPE_BYTES: Final = 1 << 16
-CHUNK_BYTES: Final = 1 << 16
+PIECE_BYTES: Final = 1 << 20
+"""Most that is inflated at a time: so much is the overshoot over a cap."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,24 +182,29 @@ class Client:
     def _receive(self, response: httpx.Response, window: Window) -> tuple[bytearray, int]:
         """Read and inflate a body, no further than its cap; return it and its size on the wire."""
         cap = body_cap(window)
-        give_up_at = self._monotonic() + max(self._settings.patience_s, self._settings.timeout_s)
         inflate = _inflater(response.headers.get("Content-Encoding", ""), window)
         data = bytearray()
         wire_bytes = 0
-        for chunk in response.iter_raw(CHUNK_BYTES):
+        for chunk in self._chunks(response, window):
             wire_bytes += len(chunk)
             for piece in inflate(chunk):
                 data += piece
                 if len(data) > cap:
                     raise TooHeavyError(f"{window}: the answer is larger than {cap:,} bytes")
-            if self._monotonic() > give_up_at:
-                raise TransientError(f"{window}: the answer drips in too slowly")
         inflate.finish()
         return data, wire_bytes
 
+    def _chunks(self, response: httpx.Response, window: Window) -> Iterator[bytes]:
+        """Yield what arrives as it arrives; a drip never times out, so patience ends it."""
+        give_up_at = self._monotonic() + max(self._settings.patience_s, self._settings.timeout_s)
+        for chunk in response.iter_raw():
+            yield chunk
+            if self._monotonic() > give_up_at:
+                raise TransientError(f"{window}: the answer drips in too slowly")
+
     def _refusal(self, response: httpx.Response, window: Window) -> HeatpipeError:
         """Return the error that an answer other than 200 means."""
-        code, message, retry_after_s = self._read_refusal(response)
+        code, message, retry_after_s = self._read_refusal(response, window)
         status = response.status_code
         said = f"{window}: the upstream answered {status}" + (f" {code}" if code else "")
         said += f" ({message})" if message else ""
@@ -218,12 +224,12 @@ class Client:
             return ConfigError(f"{said}; is {self._settings.url} the API's URL?")
         return TransientError(said)
 
-    def _read_refusal(self, response: httpx.Response) -> tuple[str, str, float | None]:
+    def _read_refusal(self, response: httpx.Response, window: Window) -> tuple[str, str, float | None]:
         """Return `error`, `message` and `retry_after` of an error body, as far as it has them."""
         text = bytearray()
-        inflate = _inflater(response.headers.get("Content-Encoding", ""), None)
         try:
-            for chunk in response.iter_raw(CHUNK_BYTES):
+            inflate = _inflater(response.headers.get("Content-Encoding", ""), window)
+            for chunk in self._chunks(response, window):
                 for piece in inflate(chunk):
                     text += piece
                 if len(text) > ENVELOPE_BYTES:
@@ -299,7 +305,7 @@ def _backoffs() -> Iterator[float]:
 class _inflater:  # noqa: N801 - used like a function
     """Inflates a stream chunk by chunk, in pieces of bounded size: a bomb is noticed before it is memory."""
 
-    def __init__(self, encoding: str, window: Window | None) -> None:
+    def __init__(self, encoding: str, window: Window) -> None:
         self._window = window
         encoding = encoding.strip().lower()
         if encoding not in ("", "identity", "gzip"):
@@ -314,7 +320,7 @@ class _inflater:  # noqa: N801 - used like a function
             while chunk:
                 if self._stream.eof:  # another gzip member follows
                     self._stream = zlib.decompressobj(wbits=31)
-                yield self._stream.decompress(chunk, 16 * CHUNK_BYTES)
+                yield self._stream.decompress(chunk, PIECE_BYTES)
                 chunk = self._stream.unconsumed_tail or self._stream.unused_data
         except zlib.error as exc:
             raise TransientError(f"{self._window}: the compressed answer is damaged") from exc
@@ -337,7 +343,7 @@ def _forbidden(said: str, text: str) -> HeatpipeError:
 def _seconds(value: object) -> float | None:
     if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < float("inf"):
         return None
-    return float(value)
+    return float(min(value, LONGEST_HOLD_S))
 
 
 def _retry_after(headers: Mapping[str, str], now: float) -> float | None:

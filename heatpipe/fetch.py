@@ -180,7 +180,8 @@ class Crew:
             sleep=self.stop.sleep,
             clock=clock,
         )
-        self._proven = False
+        self.proven = False
+        """Whether an answer has come: until then requests go one by one"""
         self._refusal: ConfigError | None = None
         self._scout = threading.Lock()
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
@@ -227,15 +228,15 @@ class Crew:
             job.reply.put(job)
 
     def _do(self, job: Job) -> None:
-        if self._proven:
-            self._answer(job)
-            return
         with self._scout:  # one goes alone, so that a wrong key or tier costs one request
-            try:
-                self._answer(job)
-            except ConfigError as exc:
-                self._refusal = exc
-                raise
+            if not self.proven:
+                try:
+                    self._answer(job)
+                except ConfigError as exc:
+                    self._refusal = exc
+                    raise
+                return
+        self._answer(job)
 
     def _answer(self, job: Job) -> None:
         self.stop.check()
@@ -243,7 +244,7 @@ class Crew:
             raise self._refusal
         window = self._still_sold(job.window)
         body = self._client.fetch(window, job.spent)
-        self._proven = True
+        self.proven = True
         try:
             job.answer = self._read(body, window)
         except DecodeError as exc:

@@ -18,9 +18,12 @@ PARTITIONS: Final[dict[str, pl.DataType | type[pl.DataType]]] = {
     "coin": pl.String,
     "date": pl.Date,
 }
-SCHEMA: Final = pl.Schema(
-    {"timestamp": pl.Datetime("us", "UTC"), "price": pl.Float64, "volume": pl.Float64, **PARTITIONS}
-)
+ROWS: Final[dict[str, pl.DataType | type[pl.DataType]]] = {
+    "timestamp": pl.Datetime("us", "UTC"),
+    "price": pl.Float64,
+    "volume": pl.Float64,
+}
+SCHEMA: Final = pl.Schema({**ROWS, **PARTITIONS})
 
 
 def scan(
@@ -62,6 +65,11 @@ def scan(
     ConfigError
         Nothing on disk matches, or `interval`, `unit` or `depth` has several values on disk and none was chosen.
 
+    Notes
+    -----
+    A frame remembers the sizes of the files from its first collect. After a backfill scan again: polars refuses to
+    collect the old frame once a file of it was replaced.
+
     Examples
     --------
     >>> frame = heatpipe.scan("data", coin="BTC", start="2026-03-01", end="2026-03-08")  # doctest: +SKIP
@@ -74,7 +82,11 @@ def scan(
     chosen = choose_series(found, coin, interval=interval, unit=unit, depth=depth)
     # The whole table is named, and polars leaves out by their folders' names what the filters exclude: named one by
     # one, files below a root such as env=prod/ would bring that key along.
-    table = pl.scan_parquet(f"{store.root / layout.TABLE}/", glob=False, hive_partitioning=True, hive_schema=PARTITIONS)
+    # The schema is given, so that a frame that was collected before a file was replaced fails on it, and does not read
+    # the new bytes by the old footer.
+    table = pl.scan_parquet(
+        f"{store.root / layout.TABLE}/", glob=False, schema=ROWS, hive_partitioning=True, hive_schema=PARTITIONS
+    )
     only = chosen[0]
     frame = table.filter(
         pl.col("unit") == only.unit,

@@ -9,7 +9,7 @@ from queue import SimpleQueue
 from typing import Final
 
 from heatpipe.client import MAX_REQUESTS, Spent
-from heatpipe.errors import DamagedError
+from heatpipe.errors import DamagedError, DatasetError
 from heatpipe.fetch import Answer, Job
 from heatpipe.layout import Day
 from heatpipe.model import Coverage, Snapshots, Span, Spans, day_span, days_of
@@ -137,9 +137,17 @@ class OpenSlab:
     def close(self) -> Report:
         """Write what has arrived, whole days or not, and let go of the lock."""
         with self._lock:
-            report = sum((self._write_day(day) for day in sorted(self._parts)), Report())
+            report = self.bill
+            faults: list[DatasetError] = []
+            for day in sorted(self._parts):
+                try:
+                    report += self._write_day(day)
+                except DatasetError as exc:  # the other days may still be written
+                    faults.append(exc)
+            if faults:
+                raise faults[0]
             self._store.release(self.slab.series, self.slab.span, keep=self._given_up)
-            return report + self.bill
+            return report
 
     def _write_whole_days(self, job: Job) -> Report:
         """Write the days of a window that no other window is still to come for."""

@@ -35,7 +35,7 @@ def connect(root: str = "data") -> "duckdb.DuckDBPyConnection":
     Raises
     ------
     ConfigError
-        DuckDB is not installed.
+        DuckDB is not installed, or the root's own path would be taken for a partition.
 
     Examples
     --------
@@ -47,13 +47,18 @@ def connect(root: str = "data") -> "duckdb.DuckDBPyConnection":
     except ImportError as exc:
         raise ConfigError("DuckDB is not installed: pip install 'heatpipe[duckdb]'") from exc
     connection = duckdb.connect()
-    connection.execute("SET TimeZone = 'UTC'")
+    connection.execute("SET GLOBAL TimeZone = 'UTC'")  # for the cursors of other threads as well
     connection.execute(f"CREATE VIEW {layout.TABLE} AS {_select(root)}")
     return connection
 
 
 def _select(root: str) -> str:
     store = Store(root)
+    for part in store.root.absolute().parts:
+        if part.split("=")[0] in PARTITIONS and "=" in part:
+            raise ConfigError(
+                f"DuckDB reads partition keys from the whole path, and {root} has its own {part!r}: move it"
+            )
     if not any(store.days(series) for series in store.all_series()):
         empty = ", ".join(f"NULL::{kind} AS {name}" for name, kind in COLUMNS.items())
         return f"SELECT {empty} WHERE false"

@@ -249,7 +249,7 @@ class Store:
         for path in sorted(self._quarantine_folder(series).glob("*.json")):
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
                 record = json.loads(path.read_bytes())
-                yield path, Span(record["from"], record["to"])
+                yield path, Span(int(record["from"]), int(record["to"]))
 
     # Places
 

@@ -103,6 +103,9 @@ def choose_series(
         if wanted is not None:
             _check_found(part, wanted, there)
             left = [series for series in left if getattr(series, part) == wanted]
+    for one in [] if coin is None or isinstance(coin, str) else coin:
+        if one not in {series.coin for series in left}:
+            raise ConfigError(f"no {one} in the dataset with {left[0].interval}, {left[0].unit}, depth {left[0].depth}")
     return left
 
 

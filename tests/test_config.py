@@ -139,9 +139,8 @@ def test_other_variables_are_not_our_business() -> None:
     assert load(environment={"HEATPIPE_COLOUR": "red", "PATH": "/bin"}) == Settings()
 
 
-def test_settings_know_the_horizon_and_change_their_concurrency() -> None:
+def test_settings_know_the_horizon() -> None:
     assert Settings(settle_s=7, history_days=9).horizon(5.0) == Horizon(5.0, 7, 9)
-    assert Settings(burst=7).with_concurrency(9) == Settings(burst=7, concurrency=9)
 
 
 # Wrong values

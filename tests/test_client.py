@@ -1,0 +1,633 @@
+"""What every answer of an upstream becomes, over real sockets; waiting is done in fake time."""
+
+import gzip
+import json
+import logging
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from email.utils import formatdate
+from itertools import pairwise
+from typing import Any
+
+import pytest
+
+from heatpipe import __version__
+from heatpipe.budget import Budget
+from heatpipe.client import Body, Client, Spent, body_cap
+from heatpipe.config import Secret, Settings
+from heatpipe.errors import (
+    ConfigError,
+    HeatpipeError,
+    HistoryError,
+    KeyRefusedError,
+    RateLimitedError,
+    RequestError,
+    Stopped,
+    SymbolError,
+    TierError,
+    TooHeavyError,
+    TransientError,
+)
+from heatpipe.model import Series, Span, Window
+from tests.conftest import MINUTE, NOW_S, RESET, TODAY, Answer, Asked, Clock, MakeSettings, MakeUpstream, http
+
+KEY = "k3y-that-nobody-may-see"
+WINDOW = Window(Series("BTC", depth=2), Span(TODAY, TODAY + 10 * MINUTE))
+DOCUMENT = b'{"series":[]}'
+Script = Callable[[Asked], Answer]
+
+
+@dataclass
+class Caller:
+    """A client with its time, its budget and its bill."""
+
+    settings: Settings
+    clock: Clock
+    spent: Spent
+    budget: Budget
+    client: Client
+
+    def fetch(self, window: Window = WINDOW) -> Body:
+        return self.client.fetch(window, self.spent)
+
+    @property
+    def waited_s(self) -> float:
+        return self.clock.now_s - NOW_S
+
+
+@pytest.fixture
+def call(settings: MakeSettings) -> Iterator[Callable[..., Caller]]:
+    """Make a client for a URL; with a patience of 0 every request is the last."""
+    clients: list[Client] = []
+
+    def make(url: str, **changes: Any) -> Caller:
+        chosen = settings(url, **{"api_key": Secret(KEY), "patience_s": 0.0} | changes)
+        clock = Clock()
+        budget = Budget(chosen.weight_per_minute, chosen.burst, clock=clock, sleep=clock.sleep)
+        client = Client(chosen, budget, sleep=clock.sleep, clock=clock, monotonic=clock)
+        clients.append(client)
+        return Caller(chosen, clock, Spent(), budget, client)
+
+    yield make
+    for client in clients:
+        client.close()
+
+
+def refusal(
+    status: int, error: str = "", message: str = "", headers: dict[str, str] | None = None, **more: Any
+) -> bytes:
+    body = json.dumps({"error": error, "message": message, **more}).encode()
+    return http(status, body, {"Content-Type": "application/json"} | (headers or {}))
+
+
+def always(answer: Answer) -> Script:
+    return lambda _: answer
+
+
+def in_turn(*answers: Answer) -> Script:
+    """Give one answer after the other, the last for ever."""
+    left = list(answers)
+    return lambda _: left.pop(0) if len(left) > 1 else left[0]
+
+
+# --- the request --------------------------------------------------------------------------------------------------
+
+
+def test_the_request_is_the_documented_one(call: Callable[..., Caller], upstream: MakeUpstream) -> None:
+    server = upstream(always(http(body=DOCUMENT)))
+    series = Series("PURR/USDC", "FIVE_MINUTES", "usd", 3000)
+    call(server.url).fetch(Window(series, Span(TODAY, TODAY + 3000)))
+    (asked,) = server.asked
+    assert asked.path == "/v1/points"
+    assert asked.params == {
+        "type": "HYPERLIQUID_LIQUIDATION_AGG",
+        "coin": "PURR/USDC",
+        "interval": "FIVE_MINUTES",
+        "from": str(TODAY),
+        "period": "3000",
+        "maxDepth": "3000",
+        "flatten": "true",
+        "transform.normalize.quote": "USD",
+    }
+    assert asked.headers["x-kiyotaka-key"] == KEY
+    assert asked.headers["user-agent"] == f"heatpipe/{__version__}"
+    assert asked.headers["accept-encoding"] == "gzip"
+
+
+def test_volumes_in_coin_are_the_ones_without_a_quote(call: Callable[..., Caller], upstream: MakeUpstream) -> None:
+    server = upstream(always(http(body=DOCUMENT)))
+    call(server.url).fetch()
+    assert set(server.asked[0].params) == {"type", "coin", "interval", "from", "period", "maxDepth", "flatten"}
+
+
+@pytest.mark.parametrize("coin", ["@107", "xyz:SILVER", "../x", "a=b&c", "100%", "ü ü", "#", "a+b"])
+def test_every_coin_arrives_as_it_is_spelt(call: Callable[..., Caller], upstream: MakeUpstream, coin: str) -> None:
+    server = upstream(always(http(body=DOCUMENT)))
+    call(server.url).fetch(Window(Series(coin), WINDOW.span))
+    assert server.asked[0].params["coin"] == coin
+    assert server.asked[0].path == "/v1/points"
+
+
+def test_the_key_travels_in_the_header_that_was_named(call: Callable[..., Caller], upstream: MakeUpstream) -> None:
+    server = upstream(always(http(body=DOCUMENT)))
+    call(server.url, key_header="X-OpenMarket-Key").fetch()
+    assert [name for name, value in server.asked[0].headers.items() if KEY in value] == ["x-openmarket-key"]
+
+
+def test_a_url_with_a_path_is_the_root_of_the_api(call: Callable[..., Caller], upstream: MakeUpstream) -> None:
+    server = upstream(always(http(body=DOCUMENT)))
+    call(server.url + "/mirror/").fetch()
+    assert server.asked[0].path == "/mirror/v1/points"
+
+
+def test_a_proxy_in_the_environment_never_sees_a_key_in_clear(
+    call: Callable[..., Caller], upstream: MakeUpstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Plain http is allowed to loopback, so that the key stays on the machine; a proxy is not loopback."""
+    proxy = upstream(always(http(502)))
+    server = upstream(always(http(body=DOCUMENT)))
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, proxy.url)
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    assert call(server.url).fetch().data == DOCUMENT
+    assert proxy.asked == []
+
+
+# --- the answer ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("body", "headers"),
+    [
+        (DOCUMENT, {}),
+        (DOCUMENT, {"Content-Encoding": "identity"}),
+        (gzip.compress(DOCUMENT), {"Content-Encoding": "gzip"}),
+        (gzip.compress(DOCUMENT), {"Content-Encoding": "GZip"}),
+        (gzip.compress(DOCUMENT[:5]) + gzip.compress(DOCUMENT[5:]), {"Content-Encoding": "gzip"}),
+    ],
+    ids=["plain", "identity", "gzip", "in capitals", "two gzip members"],
+)
+def test_a_body_is_what_was_sent(
+    call: Callable[..., Caller], upstream: MakeUpstream, body: bytes, headers: dict[str, str]
+) -> None:
+    answer = call(upstream(always(http(body=body, headers=headers))).url).fetch()
+    assert answer.data == DOCUMENT
+    assert answer.wire_bytes == len(body)
+
+
+def test_a_body_in_pieces_is_put_together(call: Callable[..., Caller], upstream: MakeUpstream) -> None:
+    text = b"[" + b"1," * 5000 + b"1]"
+    packed = gzip.compress(text)
+    head = http(body=b"", headers={"Content-Length": str(len(packed)), "Content-Encoding": "gzip"})
+    pieces = [head, *(packed[at : at + 1] for at in range(len(packed)))]
+    assert call(upstream(always(pieces)).url).fetch().data == text
+
+
+@pytest.mark.parametrize(
+    ("date_s", "asked_at"), [(NOW_S - 90, NOW_S - 90), (NOW_S, NOW_S), (NOW_S + 90, NOW_S), (None, NOW_S)]
+)
+def test_an_answer_is_as_old_as_the_earlier_clock_says(
+    call: Callable[..., Caller], upstream: MakeUpstream, date_s: int | None, asked_at: int
+) -> None:
+    headers = {} if date_s is None else {"Date": formatdate(date_s, usegmt=True)}
+    assert call(upstream(always(http(body=DOCUMENT, headers=headers))).url).fetch().asked_at == asked_at
+
+
+def test_a_date_that_is_none_is_passed_over(call: Callable[..., Caller], upstream: MakeUpstream) -> None:
+    server = upstream(always(http(body=DOCUMENT, headers={"Date": "yesterday"})))
+    assert call(server.url).fetch().asked_at == NOW_S
+
+
+def test_time_that_passes_while_an_answer_is_made_does_not_count(
+    call: Callable[..., Caller], upstream: MakeUpstream
+) -> None:
+    callers: list[Caller] = []
+
+    def slow(_: Asked) -> bytes:
+        callers[0].clock.now_s += 500
+        return http(body=DOCUMENT)
+
+    callers.append(call(upstream(slow).url))
+    assert callers[0].fetch().asked_at == NOW_S
+
+
+# --- every fault, and what it becomes -----------------------------------------------------------------------------
+
+CAP = body_cap(WINDOW)
+BOMB = gzip.compress(bytes(200 << 20), 9)
+HTML = b"<html><h1>Bad Gateway</h1></html>"
+FAULTS: list[tuple[str, Answer, type[HeatpipeError], list[str]]] = [
+    (
+        "an unknown coin",
+        refusal(400, "INVALID_SYMBOL", "unknown coin 'BTC'"),
+        SymbolError,
+        ["BTC MINUTE [2026-03-31T00:00:00Z", "400 INVALID_SYMBOL", "unknown coin 'BTC'"],
+    ),
+    (
+        "a wrong parameter",
+        refusal(400, "INVALID_PARAMS", "maxDepth is too large"),
+        RequestError,
+        ["400 INVALID_PARAMS", "maxDepth is too large"],
+    ),
+    ("a wrong interval", refusal(400, "INVALID_TIMEFRAME"), RequestError, ["400 INVALID_TIMEFRAME"]),
+    ("a 400 without a reason", http(400, HTML), RequestError, ["BTC", "400"]),
+    ("a 400 in a list", http(400, b'["error"]'), RequestError, ["BTC", "400"]),
+    ("a 400 too deep for a parser", http(400, b"[" * 60_000), RequestError, ["400"]),
+    ("a wrong key", refusal(401, "INVALID_API_KEY"), KeyRefusedError, ["401", "KIYOTAKA_API_KEY"]),
+    (
+        "a tier without the type",
+        refusal(403, "FORBIDDEN", "Data type is not available on your tier"),
+        TierError,
+        ["403 FORBIDDEN", "not available on your tier", "Advanced or Enterprise"],
+    ),
+    (
+        "a tier without the points",
+        refusal(403, "FORBIDDEN", "Point count exceeded: at most 500 points per request"),
+        TierError,
+        ["403", "at most 500 points", "fewer points a request than 1000"],
+    ),
+    (
+        "a tier without the history",
+        refusal(403, "FORBIDDEN", "Time range exceeds history depth of your tier"),
+        HistoryError,
+        ["403", "exceeds history depth", "history_days"],
+    ),
+    ("no such page", http(404, HTML), ConfigError, ["404", "http://127.0.0.1", "the API's URL?"]),
+    (
+        "a page that has moved",
+        http(301, b"", {"Location": "https://elsewhere.example/v1/points"}),
+        ConfigError,
+        ["301", "the API's URL?"],
+    ),
+    (
+        "too many requests",
+        refusal(429, "RATE_LIMITED", "Rate limit exceeded", retry_after=12),
+        RateLimitedError,
+        ["429 RATE_LIMITED", "Rate limit exceeded"],
+    ),
+    ("an internal error", refusal(500, "INTERNAL_ERROR", "oops"), TransientError, ["500 INTERNAL_ERROR", "oops"]),
+    ("a proxy's page", http(502, HTML, {"Content-Type": "text/html"}), TransientError, ["answered 502"]),
+    ("an empty 503", http(503), TransientError, ["answered 503"]),
+    ("a status of the future", http(299, DOCUMENT), TransientError, ["answered 299"]),
+    ("too heavy", refusal(504, "TIMEOUT", "Query ran too long"), TooHeavyError, ["504 TIMEOUT", "Query ran too long"]),
+    ("a connection reset", [RESET], TransientError, ["BTC MINUTE"]),
+    (
+        "a connection reset in the body",
+        [http(headers={"Content-Length": "99"}), b"{", RESET],
+        TransientError,
+        ["BTC MINUTE"],
+    ),
+    ("a connection closed", [], TransientError, ["BTC MINUTE"]),
+    ("a body cut short", http(body=DOCUMENT, headers={"Content-Length": "99"}), TransientError, ["BTC MINUTE"]),
+    ("no HTTP at all", b"SSH-2.0-OpenSSH_9.6\r\n", TransientError, ["BTC MINUTE"]),
+    (
+        "gzip cut short",
+        http(body=gzip.compress(DOCUMENT)[:-9], headers={"Content-Encoding": "gzip"}),
+        TransientError,
+        ["cut short"],
+    ),
+    ("gzip of nothing", http(body=b"", headers={"Content-Encoding": "gzip"}), TransientError, ["cut short"]),
+    ("gzip that is none", http(body=DOCUMENT, headers={"Content-Encoding": "gzip"}), TransientError, ["damaged"]),
+    (
+        "gzip with something behind it",
+        http(body=gzip.compress(DOCUMENT) + b"\0\0", headers={"Content-Encoding": "gzip"}),
+        TransientError,
+        ["damaged"],
+    ),
+    (
+        "an encoding that was not asked for",
+        http(body=DOCUMENT, headers={"Content-Encoding": "br"}),
+        TransientError,
+        ["'br'", "gzip"],
+    ),
+    ("a body over its cap", http(body=b" " * (CAP + 1)), TooHeavyError, ["BTC MINUTE", f"{CAP:,} bytes"]),
+    (
+        "a gzip bomb",
+        http(body=BOMB, headers={"Content-Encoding": "gzip"}),
+        TooHeavyError,
+        [f"larger than {CAP:,} bytes"],
+    ),
+    # A page in front of the API may be in an encoding that nobody asked for: its status still says what it says.
+    ("a wrong key, in br", http(401, b"\x8b", {"Content-Encoding": "br"}), KeyRefusedError, ["401"]),
+    ("a wrong request, in br", http(400, b"\x8b", {"Content-Encoding": "br"}), RequestError, ["BTC", "400"]),
+    ("too heavy, in br", http(504, b"\x8b", {"Content-Encoding": "br"}), TooHeavyError, ["BTC", "504"]),
+    ("too many requests, damaged", http(429, b"?", {"Content-Encoding": "gzip"}), RateLimitedError, ["BTC", "429"]),
+]
+
+
+@pytest.mark.parametrize(("answer", "error", "words"), [row[1:] for row in FAULTS], ids=[row[0] for row in FAULTS])
+def test_a_fault_is_told_by_its_kind_and_its_text(
+    call: Callable[..., Caller],
+    upstream: MakeUpstream,
+    answer: Answer,
+    error: type[HeatpipeError],
+    words: list[str],
+) -> None:
+    server = upstream(always(answer))
+    with pytest.raises(HeatpipeError) as caught:
+        call(server.url).fetch()
+    assert type(caught.value) is error
+    assert [word for word in words if word not in str(caught.value)] == [], str(caught.value)
+    assert len(server.asked) == 1
+
+
+def test_nobody_there_is_a_passing_fault(call: Callable[..., Caller], upstream: MakeUpstream) -> None:
+    with pytest.raises(TransientError, match=r"BTC MINUTE .*refused"):
+        call("http://127.0.0.1:9").fetch()
+
+
+def test_silence_is_a_passing_fault_after_the_timeout(call: Callable[..., Caller], upstream: MakeUpstream) -> None:
+    def hang(_: Asked) -> Iterator[bytes]:
+        server.gone.wait()
+        yield b""
+
+    server = upstream(hang)
+    with pytest.raises(TransientError, match=r"no answer within 0\.1 s"):
+        call(server.url, timeout_s=0.1).fetch()
+
+
+def test_silence_in_the_middle_of_a_body_is_a_passing_fault(
+    call: Callable[..., Caller], upstream: MakeUpstream
+) -> None:
+    def hang(_: Asked) -> Iterator[bytes]:
+        yield http(body=DOCUMENT)[:-3]
+        server.gone.wait()
+
+    server = upstream(hang)
+    with pytest.raises(TransientError, match=r"no answer within 0\.1 s"):
+        call(server.url, timeout_s=0.1).fetch()
+
+
+@pytest.mark.parametrize("status", [200, 500])
+def test_a_body_that_drips_in_is_given_up_when_patience_ends(
+    call: Callable[..., Caller], upstream: MakeUpstream, status: int
+) -> None:
+    """Each byte comes within the timeout, so only patience can end it; half a minute passes with each."""
+    callers: list[Caller] = []
+    sent: list[int] = []
+
+    def drip(_: Asked) -> Iterator[bytes]:
+        yield http(status, headers={"Content-Length": "300"})
+        for number in range(300):
+            callers[0].clock.now_s += 30
+            sent.append(number)
+            yield b" "
+            if server.gone.wait(0.001):
+                return
+
+    server = upstream(drip)
+    callers.append(call(server.url, patience_s=600.0))
+    with pytest.raises(TransientError):
+        callers[0].fetch()
+    assert len(sent) < 100
+    assert len(server.asked) == 1
+
+
+# --- trying again -------------------------------------------------------------------------------------------------
+
+
+def test_a_passing_fault_passes(call: Callable[..., Caller], upstream: MakeUpstream) -> None:
+    server = upstream(in_turn(http(502, HTML), [RESET], refusal(500), http(body=DOCUMENT)))
+    caller = call(server.url, patience_s=600.0)
+    assert caller.fetch().data == DOCUMENT
+    assert len(server.asked) == 4
+    assert len({json.dumps(dict(asked.params)) for asked in server.asked}) == 1
+
+
+def test_every_attempt_spends_its_weight(call: Callable[..., Caller], upstream: MakeUpstream) -> None:
+    window = Window(Series("BTC", depth=3000), Span(TODAY - 1000 * MINUTE, TODAY))
+    caller = call(upstream(in_turn(http(502), http(502), http(body=DOCUMENT))).url, patience_s=600.0, burst=18)
+    caller.fetch(window)
+    assert (caller.spent.requests, caller.spent.weight) == (3, 18)
+    before = caller.clock.now_s
+    caller.budget.spend(6)
+    assert caller.clock.now_s > before or caller.settings.weight_per_minute > 10**6
+
+
+def test_attempts_wait_for_the_budget(call: Callable[..., Caller], upstream: MakeUpstream) -> None:
+    caller = call(
+        upstream(in_turn(http(502), http(502), http(body=DOCUMENT))).url,
+        patience_s=600.0,
+        burst=5,
+        weight_per_minute=5,
+    )
+    caller.fetch()
+    # The bucket holds one request and fills in a minute: the second and the third wait for it.
+    assert 120 <= caller.waited_s < 121
+
+
+def test_pauses_grow_and_differ(call: Callable[..., Caller], upstream: MakeUpstream) -> None:
+    caller = call(upstream(in_turn(*[http(502)] * 12, http(body=DOCUMENT))).url, patience_s=10_000.0)
+    caller.fetch()
+    pauses = [pause for pause in caller.clock.slept if pause]
+    assert len(pauses) == 12
+    for number, pause in enumerate(pauses):
+        most = min(30.0, 0.5 * 2**number)
+        assert most / 4 <= pause <= most
+    assert len(set(pauses)) == 12
+
+
+def test_a_fault_that_does_not_pass_is_raised_when_patience_ends(
+    call: Callable[..., Caller], upstream: MakeUpstream
+) -> None:
+    callers: list[Caller] = []
+
+    def fail_slowly(_: Asked) -> bytes:
+        callers[0].clock.now_s += 25
+        return http(503)
+
+    server = upstream(fail_slowly)
+    callers.append(call(server.url, patience_s=100.0))
+    with pytest.raises(TransientError, match="503"):
+        callers[0].fetch()
+    assert 100 <= callers[0].waited_s <= 160
+    assert 3 <= len(server.asked) <= 4
+
+
+def test_a_final_fault_is_not_tried_again(call: Callable[..., Caller], upstream: MakeUpstream) -> None:
+    for answer in (refusal(400), refusal(401), refusal(403), http(404), http(504)):
+        server = upstream(always(answer))
+        with pytest.raises(HeatpipeError):
+            call(server.url, patience_s=600.0).fetch()
+        assert len(server.asked) == 1
+
+
+def test_a_page_that_is_gone_for_a_moment_is_a_passing_fault_once_the_api_has_answered(
+    call: Callable[..., Caller], upstream: MakeUpstream
+) -> None:
+    """A deployment, a proxy: the URL was right before."""
+    server = upstream(
+        in_turn(http(body=DOCUMENT), http(404, HTML), http(302, b"", {"Location": "/"}), http(body=DOCUMENT))
+    )
+    caller = call(server.url, patience_s=600.0)
+    caller.fetch()
+    assert caller.fetch().data == DOCUMENT
+    assert len(server.asked) == 4
+
+
+def test_a_wait_may_be_ended(call: Callable[..., Caller], upstream: MakeUpstream, settings: MakeSettings) -> None:
+    def stop(_: float) -> None:
+        raise Stopped("stopped")
+
+    server = upstream(always(http(503)))
+    budget = Budget(10**9, 10**9)
+    client = Client(settings(server.url), budget, sleep=stop)
+    with pytest.raises(Stopped):
+        client.fetch(WINDOW, Spent())
+    client.close()
+
+
+# --- being told to wait -------------------------------------------------------------------------------------------
+
+HOLDS: list[tuple[str, dict[str, str], dict[str, Any], float]] = [
+    ("seconds in the header", {"Retry-After": "7"}, {}, 7),
+    ("seconds in the body", {}, {"retry_after": 12}, 12),
+    ("half a second in the body", {}, {"retry_after": 0.5}, 0.5),
+    ("the header before the body", {"Retry-After": "7"}, {"retry_after": 90}, 7),
+    ("a date in the header", {"Retry-After": formatdate(NOW_S + 33, usegmt=True)}, {}, 33),
+    ("a date that has passed", {"Retry-After": formatdate(NOW_S - 33, usegmt=True)}, {}, 0),
+    ("none at all", {}, {}, 5),
+    ("a word in the header", {"Retry-After": "soon"}, {}, 5),
+    ("a word in the header, seconds in the body", {"Retry-After": "soon"}, {"retry_after": 12}, 12),
+    ("less than nothing", {"Retry-After": "-3"}, {"retry_after": -3}, 5),
+    ("null", {}, {"retry_after": None}, 5),
+    ("a truth", {}, {"retry_after": True}, 5),
+    ("text", {}, {"retry_after": "12"}, 5),
+    ("not a number", {}, {"retry_after": float("nan")}, 5),
+]
+
+
+@pytest.mark.parametrize(("headers", "body", "hold_s"), [row[1:] for row in HOLDS], ids=[row[0] for row in HOLDS])
+def test_a_429_holds_for_the_time_it_names(
+    call: Callable[..., Caller],
+    upstream: MakeUpstream,
+    headers: dict[str, str],
+    body: dict[str, Any],
+    hold_s: float,
+) -> None:
+    server = upstream(in_turn(refusal(429, "RATE_LIMITED", headers=headers, **body), http(body=DOCUMENT)))
+    caller = call(server.url, patience_s=600.0)
+    assert caller.fetch().data == DOCUMENT
+    assert caller.waited_s == pytest.approx(hold_s, abs=1e-3)
+
+
+def test_a_429_holds_everyone_and_empties_the_bucket(call: Callable[..., Caller], upstream: MakeUpstream) -> None:
+    server = upstream(always(refusal(429, headers={"Retry-After": "20"})))
+    caller = call(server.url, weight_per_minute=60, burst=100)
+    with pytest.raises(RateLimitedError):
+        caller.fetch()
+    caller.budget.spend(30)
+    # Twenty seconds of hold bring 20; the ten that lack take ten more.
+    assert caller.waited_s == pytest.approx(30, abs=1e-3)
+
+
+def test_holds_without_a_time_double_until_an_answer_comes(call: Callable[..., Caller], upstream: MakeUpstream) -> None:
+    told = refusal(429, "RATE_LIMITED")
+    server = upstream(in_turn(told, told, told, http(body=DOCUMENT), told, http(body=DOCUMENT)))
+    caller = call(server.url, patience_s=600.0)
+    caller.fetch()
+    assert caller.waited_s == pytest.approx(5 + 10 + 20, abs=1e-3)
+    caller.fetch()
+    assert caller.waited_s == pytest.approx(35 + 5, abs=1e-3)
+
+
+def test_holds_count_towards_patience(call: Callable[..., Caller], upstream: MakeUpstream) -> None:
+    server = upstream(always(refusal(429, headers={"Retry-After": "40"})))
+    caller = call(server.url, patience_s=100.0)
+    with pytest.raises(RateLimitedError) as caught:
+        caller.fetch()
+    assert caught.value.retry_after_s == 40
+    assert 80 <= caller.waited_s <= 120 + 1
+    assert 3 <= len(server.asked) <= 4
+
+
+@pytest.mark.parametrize(
+    ("headers", "more"),
+    [
+        ({"Retry-After": "86400"}, b""),
+        ({"Retry-After": formatdate(NOW_S + 10**9, usegmt=True)}, b""),
+        ({"Retry-After": "9" * 400}, b""),
+        ({}, b"1e300"),
+        ({}, b"9" * 400),
+    ],
+    ids=["a day", "a date in thirty years", "400 digits in the header", "1e300", "400 digits in the body"],
+)
+def test_a_hold_beyond_patience_ends_it(
+    call: Callable[..., Caller], upstream: MakeUpstream, headers: dict[str, str], more: bytes
+) -> None:
+    body = b'{"error": "RATE_LIMITED", "retry_after": ' + (more or b"null") + b"}"
+    caller = call(upstream(always(http(429, body, headers))).url, patience_s=600.0)
+    with pytest.raises(RateLimitedError):
+        caller.fetch()
+    assert caller.waited_s <= 700
+
+
+# --- what nobody may see ------------------------------------------------------------------------------------------
+
+ECHOES: list[tuple[str, Answer]] = [
+    (f"{status}", refusal(status, f"E_{KEY}", f"the key {KEY} and once more {KEY}")) for status in (400, 403, 429, 500)
+] + [
+    ("401", refusal(401, "INVALID_API_KEY", f"{KEY} is not known")),
+    ("404", http(404, KEY.encode())),
+    ("301", http(301, b"", {"Location": f"/?key={KEY}"})),
+    ("504", refusal(504, KEY, KEY)),
+    ("an encoding", http(body=b"", headers={"Content-Encoding": KEY})),
+    ("reset", [RESET]),
+]
+
+
+@pytest.mark.parametrize("answer", [row[1] for row in ECHOES], ids=[row[0] for row in ECHOES])
+def test_the_key_stands_in_no_text_and_no_log(
+    call: Callable[..., Caller], upstream: MakeUpstream, answer: Answer, caplog: pytest.LogCaptureFixture
+) -> None:
+    caller = call(upstream(in_turn(answer, http(body=DOCUMENT))).url)
+    with caplog.at_level(logging.DEBUG), pytest.raises(HeatpipeError) as caught:
+        caller.fetch()
+    caller.clock.now_s += 60  # the hold of a 429
+    with caplog.at_level(logging.DEBUG):
+        caller.fetch()
+    said = [str(caught.value), repr(caught.value), *traceback.format_exception(caught.value)]
+    said += [repr(caller.settings), repr(caller.client), repr(vars(caller.client)), str(caller.settings.api_key)]
+    said += [
+        f"{record.getMessage()} {record.args!r} {record.exc_text}" for record in caplog.records if not _headers(record)
+    ]
+    assert {record.name.partition(".")[0] for record in caplog.records} >= {"httpx", "httpcore"}
+    assert [text for text in said if KEY in text] == []
+
+
+def _headers(record: logging.LogRecord) -> bool:
+    """Whether it is httpcore's copy of the answer's headers: what an upstream echoes there is not ours to see."""
+    return record.name.startswith("httpcore") and "receive_response_headers" in record.getMessage()
+
+
+def test_control_characters_of_an_answer_reach_no_terminal(call: Callable[..., Caller], upstream: MakeUpstream) -> None:
+    message = "red \x1b[31m and\r\nforged line\x00\x07\u202e\u2028" + "x" * 5000
+    with pytest.raises(RequestError) as caught:
+        call(upstream(always(refusal(400, "INVALID_\x1b]0;PARAMS", message))).url).fetch()
+    text = str(caught.value)
+    assert text.isprintable()
+    assert len(text) < 600
+    assert "forged line" in text
+
+
+def test_many_failures_of_one_window_are_told_without_asking(
+    call: Callable[..., Caller], upstream: MakeUpstream, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "heatpipe"):
+        call(upstream(in_turn(*[http(503)] * 5, http(body=DOCUMENT))).url, patience_s=600.0).fetch()
+    levels = [record.levelno for record in caplog.records if record.name == "heatpipe"]
+    assert levels == [logging.INFO] * 3 + [logging.WARNING] * 2
+
+
+def test_the_pool_holds_no_more_connections_than_requests_in_flight(
+    call: Callable[..., Caller], upstream: MakeUpstream
+) -> None:
+    """The next request goes out on the connection of the one before."""
+    server = upstream(always(http(body=DOCUMENT)))
+    caller = call(server.url)
+    for _ in range(3):
+        caller.fetch()
+    assert len(server.asked) == 3
+    assert all(late.params == early.params for early, late in pairwise(server.asked))

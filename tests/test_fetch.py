@@ -1,0 +1,303 @@
+"""The crew: what it keeps of an answer, whom it lets go first, and that it goes home."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from queue import Empty, SimpleQueue
+
+import numpy as np
+import pytest
+
+from heatpipe.errors import DecodeError, KeyRefusedError, SymbolError
+from heatpipe.fetch import BYTES_IN_FLIGHT, Answer, Crew, Job, Stop, judge
+from heatpipe.model import Series, Snapshots, Span, Spans, Window
+from tests.conftest import (
+    DAY,
+    HOUR,
+    MINUTE,
+    TODAY,
+    Asked,
+    Clock,
+    MakeSettings,
+    MakeUpstream,
+    Sandbox,
+    document,
+    honest,
+    http,
+    plain_levels,
+)
+
+BTC = Series("BTC", depth=2)
+NOON = TODAY + 12 * HOUR
+YESTERDAY = TODAY - DAY
+
+
+def points(*starts: int, levels: int = 1) -> Snapshots:
+    stamps = np.array(starts, np.int64) * 1_000_000
+    rows = np.ones(len(starts) * levels)
+    return Snapshots(stamps, np.full(len(starts), levels), rows, rows)
+
+
+def minutes(*spans: tuple[int, int]) -> Spans:
+    """Spans in minutes from noon."""
+    return Spans.of((NOON + MINUTE * start, NOON + MINUTE * end) for start, end in spans)
+
+
+# --- what is final ------------------------------------------------------------------------------------------------
+
+TEN = Window(BTC, Span(NOON, NOON + 600))
+EVERY = points(*range(NOON, NOON + 600, 60))
+
+
+@pytest.mark.parametrize(
+    ("asked_at", "settle_s", "covered", "opened"),
+    [
+        (NOON + 600 + 120, 120, [(0, 10)], []),
+        (NOON + 600 + 119.9, 120, [(0, 9)], [(9, 10)]),
+        (NOON + 600, 0, [(0, 10)], []),
+        (NOON + 599.9, 0, [(0, 9)], [(9, 10)]),
+        (NOON + 180, 120, [(0, 1)], [(1, 10)]),
+        (NOON + 179, 120, [], [(0, 10)]),
+        (NOON - 3600, 120, [], [(0, 10)]),
+        (NOON + DAY, 120, [(0, 10)], []),
+        (0, 120, [], [(0, 10)]),
+    ],
+)
+def test_only_closed_intervals_are_kept(
+    asked_at: float, settle_s: int, covered: list[tuple[int, int]], opened: list[tuple[int, int]]
+) -> None:
+    answer = judge(TEN, EVERY, asked_at, settle_s)
+    assert answer.coverage.covered == minutes(*covered)
+    assert answer.open == minutes(*opened)
+    assert answer.snapshots.points == sum(end - start for start, end in covered)
+    assert not answer.young
+
+
+@pytest.mark.parametrize(
+    ("age_s", "absent", "young"),
+    [
+        (15 * 60, [(4, 6)], []),
+        (15 * 60 - 1, [(4, 5)], [(5, 6)]),
+        (14 * 60, [(4, 5)], [(5, 6)]),
+        (14 * 60 - 1, [], [(4, 6)]),
+    ],
+)
+def test_an_absence_is_believed_when_it_is_a_quarter_of_an_hour_old(
+    age_s: int, absent: list[tuple[int, int]], young: list[tuple[int, int]]
+) -> None:
+    """Counted from the interval's end; two intervals are left out, the later one ends six minutes past noon."""
+    came = points(*(NOON + 60 * at for at in (0, 1, 2, 3, 6, 7, 8, 9)))
+    answer = judge(TEN, came, NOON + 6 * MINUTE + age_s, 0)
+    assert answer.coverage.absent == minutes(*absent)
+    assert answer.young == minutes(*young)
+    assert answer.coverage.covered == minutes((0, 10)) - minutes(*young)
+    assert answer.snapshots.points == 8
+
+
+def test_a_point_without_levels_is_an_answer_however_young() -> None:
+    answer = judge(TEN, points(*range(NOON, NOON + 600, 60), levels=0), NOON + 600, 0)
+    assert answer.coverage.empty == answer.coverage.covered == minutes((0, 10))
+    assert not answer.young
+
+
+def test_an_hour_is_young_a_quarter_of_an_hour_after_its_end() -> None:
+    window = Window(Series("BTC", "HOUR"), Span(NOON, NOON + 2 * HOUR))
+    hour = Spans.of([(NOON + HOUR, NOON + 2 * HOUR)])
+    assert judge(window, Snapshots(), NOON + 2 * HOUR + 899, 0).young == hour
+    assert judge(window, Snapshots(), NOON + 2 * HOUR + 900, 0).coverage.absent == Spans.of([window.span])
+
+
+def test_a_point_between_two_intervals_belongs_to_the_one_it_falls_in() -> None:
+    answer = judge(TEN, points(NOON + 59, NOON + 61), NOON + DAY, 0)
+    assert answer.coverage.present == minutes((0, 2))
+    assert answer.coverage.absent == minutes((2, 10))
+
+
+# --- the crew -----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def no_thread_left() -> Iterator[None]:
+    before = set(threading.enumerate())
+    yield
+    for thread in set(threading.enumerate()) - before:
+        if thread.name.startswith("heatpipe-fetch"):
+            thread.join(3)
+            assert not thread.is_alive(), f"{thread.name} is still there"
+
+
+def job_for(start: int, replies: "SimpleQueue[Job]", series: Series = BTC, count: int = 10) -> Job:
+    return Job(Window(series, Span(start, start + count * series.interval_s)), replies)
+
+
+def test_a_window_becomes_an_answer(sandbox: Sandbox, settings: MakeSettings) -> None:
+    replies: SimpleQueue[Job] = SimpleQueue()
+    with no_thread_left(), Crew(settings(), clock=Clock()) as crew:
+        crew.submit(job_for(TODAY, replies))
+        job = replies.get(timeout=10)
+        assert job.fault is None
+        assert isinstance(job.answer, Answer)
+        assert job.answer.coverage.covered == Spans.of([job.window.span])
+        assert (job.answer.snapshots.points, job.answer.snapshots.rows) == (10, 20)
+        assert job.answer.wire_bytes > 0
+        assert (job.spent.requests, job.spent.weight) == (1, 5)
+        crew.release(job)
+        assert job.answer is None
+
+
+def test_a_refusal_comes_back_with_its_job(sandbox: Sandbox, settings: MakeSettings) -> None:
+    replies: SimpleQueue[Job] = SimpleQueue()
+    with no_thread_left(), Crew(settings(), clock=Clock()) as crew:
+        crew.submit(job_for(TODAY, replies, Series("UNKNOWN1")))
+        job = replies.get(timeout=10)
+    assert isinstance(job.fault, SymbolError)
+
+
+def test_a_key_that_is_refused_is_shown_once(upstream: MakeUpstream, settings: MakeSettings) -> None:
+    """Whoever is in line behind the first request gets its refusal, and asks nothing."""
+    server = upstream(lambda _: http(401))
+    replies: SimpleQueue[Job] = SimpleQueue()
+    with no_thread_left(), Crew(settings(server.url, concurrency=4), clock=Clock()) as crew:
+        for number in range(8):
+            crew.submit(job_for(TODAY + number * HOUR, replies))
+        jobs = [replies.get(timeout=10) for _ in range(8)]
+    assert {type(job.fault) for job in jobs} == {KeyRefusedError}
+    assert len(server.asked) == 1
+
+
+def test_requests_go_one_by_one_until_one_is_answered(upstream: MakeUpstream, settings: MakeSettings) -> None:
+    """An unknown coin says nothing about the key's tier."""
+    at_once: list[int] = []
+    open_now: list[Asked] = []
+
+    def answer(asked: Asked) -> Iterator[bytes]:
+        open_now.append(asked)
+        server.gone.wait(0.02)
+        at_once.append(len(open_now))
+        open_now.remove(asked)
+        yield http(400, b'{"error": "INVALID_SYMBOL"}')
+
+    server = upstream(answer)
+    replies: SimpleQueue[Job] = SimpleQueue()
+    with no_thread_left(), Crew(settings(server.url, concurrency=4), clock=Clock()) as crew:
+        for number in range(5):
+            crew.submit(job_for(TODAY + number * HOUR, replies))
+        for _ in range(5):
+            replies.get(timeout=10)
+    assert at_once == [1] * 5
+
+
+def test_an_answer_that_breaks_the_contract_comes_back_raw(upstream: MakeUpstream, settings: MakeSettings) -> None:
+    def lie(asked: Asked) -> bytes:
+        return http(body=document(asked, {asked.span.start: [(1.0, -1.0)]}))
+
+    replies: SimpleQueue[Job] = SimpleQueue()
+    with no_thread_left(), Crew(settings(upstream(lie).url), clock=Clock()) as crew:
+        crew.submit(job_for(TODAY, replies))
+        job = replies.get(timeout=10)
+    assert isinstance(job.fault, DecodeError)
+    assert job.body is not None
+    assert b'"flat_points": [1, 1774915200000000.0, 1.0, -1.0]' in job.body
+
+
+def test_without_a_key_no_thread_is_started(settings: MakeSettings) -> None:
+    with no_thread_left(), pytest.raises(KeyRefusedError, match="KIYOTAKA_API_KEY"):
+        Crew(settings(api_key=None))
+
+
+def test_as_many_requests_are_in_flight_as_was_said(upstream: MakeUpstream, settings: MakeSettings) -> None:
+    together = threading.Barrier(3)
+    replies: SimpleQueue[Job] = SimpleQueue()
+
+    def wait_for_the_others(asked: Asked) -> bytes:
+        if asked.span.start != YESTERDAY:
+            together.wait(3)
+        return honest(asked)
+
+    with (
+        no_thread_left(),
+        Crew(settings(upstream(wait_for_the_others).url, concurrency=3, patience_s=0.0), clock=Clock()) as crew,
+    ):
+        crew.submit(job_for(YESTERDAY, replies))  # the first goes alone
+        for number in range(3):
+            crew.submit(job_for(TODAY + number * HOUR, replies))
+        jobs = [replies.get(timeout=20) for _ in range(4)]
+    assert [job.fault for job in jobs] == [None] * 4
+
+
+def test_jobs_that_could_fill_the_memory_wait_for_each_other(upstream: MakeUpstream, settings: MakeSettings) -> None:
+    """Two of these fit the bound; the third is asked for when one of them has been let go."""
+    server = upstream(honest)
+    deep = Series("BTC", depth=50_000)
+    replies: SimpleQueue[Job] = SimpleQueue()
+    count = BYTES_IN_FLIGHT // (32 * 50_001) // 2
+    with no_thread_left(), Crew(settings(server.url, concurrency=4), clock=Clock()) as crew:
+        for number in range(3):
+            crew.submit(job_for(TODAY + number * HOUR * 2, replies, deep, count))
+        first, second = replies.get(timeout=10), replies.get(timeout=10)
+        with pytest.raises(Empty):
+            replies.get(timeout=0.1)
+        assert len(server.asked) == 2
+        crew.release(first)
+        third = replies.get(timeout=10)
+        crew.release(second)
+        crew.release(third)
+
+
+def test_a_job_larger_than_the_bound_goes_alone(upstream: MakeUpstream, settings: MakeSettings) -> None:
+    replies: SimpleQueue[Job] = SimpleQueue()
+    with no_thread_left(), Crew(settings(upstream(honest).url), clock=Clock()) as crew:
+        for _ in range(2):
+            crew.submit(job_for(TODAY, replies, Series("BTC", depth=100_000), 500))
+            crew.release(replies.get(timeout=10))
+
+
+def test_no_thread_waits_for_room_that_nobody_will_make(upstream: MakeUpstream, settings: MakeSettings) -> None:
+    """Whoever leaves a run early lets go of no answer: the crew must end all the same."""
+    server = upstream(honest)
+    replies: SimpleQueue[Job] = SimpleQueue()
+    with no_thread_left(), Crew(settings(server.url, concurrency=4), clock=Clock()) as crew:
+        for _ in range(3):
+            crew.submit(job_for(TODAY, replies, Series("BTC", depth=100_000), 500))
+        replies.get(timeout=10)
+
+
+@pytest.mark.parametrize("ended_by", [lambda _: None, Stop.set], ids=["left", "stopped"])
+def test_no_thread_waits_out_a_hold_after_the_run(
+    upstream: MakeUpstream, settings: MakeSettings, ended_by: Callable[[Stop], None]
+) -> None:
+    """A 429 may hold for minutes; nobody waits for its end when nobody wants the answer."""
+    server = upstream(lambda _: http(429, headers={"Retry-After": "60"}))
+    stop = Stop()
+    replies: SimpleQueue[Job] = SimpleQueue()
+    with no_thread_left(), Crew(settings(server.url, concurrency=2), stop=stop, clock=Clock()) as crew:
+        crew.submit(job_for(TODAY, replies))
+        while not server.asked:
+            time.sleep(0.001)
+        ended_by(stop)
+
+
+def test_what_leaves_the_history_before_it_is_asked_for_is_left_out(
+    upstream: MakeUpstream, settings: MakeSettings
+) -> None:
+    """One second late would cost the whole window: the upstream refuses a span that begins before the history."""
+    server = upstream(honest)
+    replies: SimpleQueue[Job] = SimpleQueue()
+    clock = Clock(TODAY + DAY + 90)
+    with no_thread_left(), Crew(settings(server.url, history_days=1), clock=clock) as crew:
+        crew.submit(job_for(TODAY, replies))
+        job = replies.get(timeout=10)
+    assert server.spans == [Span(TODAY + 120, TODAY + 600)]
+    assert job.answer is not None
+    assert job.answer.coverage.covered == Spans.of([(TODAY + 120, TODAY + 600)])
+    assert job.answer.snapshots.volume.tolist()[:2] == [volume for _, volume in plain_levels(TODAY + 120)]
+
+
+def test_a_sleep_ends_with_the_run() -> None:
+    stop = Stop()
+    threading.Timer(0.01, stop.set).start()
+    began = time.monotonic()
+    with pytest.raises(Exception, match="stopped"):
+        stop.sleep(60)
+    assert time.monotonic() - began < 10

@@ -1,0 +1,409 @@
+"""Day files on a real disk: atomic, locked, and honest about what is wrong with them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from heatpipe.errors import DamagedError, DatasetError, LockedError
+from heatpipe.layout import Day
+from heatpipe.model import Coverage, Series, Snapshots, Span, Spans, Window
+from heatpipe.plan import Slab, plan_slabs
+from heatpipe.store import Store, encode_file
+from tests.conftest import DAY, HOUR, MINUTE, TODAY, read_tree
+
+BTC = Series("BTC")
+NUMBER = TODAY // DAY
+SLAB = plan_slabs(BTC, Span(TODAY, TODAY + DAY))[0]
+PLACE = "liquidations/unit=coin/depth=1500/interval=MINUTE/coin=BTC/date=2026-03-31/part-0.parquet"
+
+
+def make_day(minutes: int = 60, *, series: Series = BTC, levels: int = 3, number: int = NUMBER) -> Day:
+    """A day whose first minutes are covered, each with as many levels."""
+    start = number * DAY
+    stamps = (start + MINUTE * np.arange(minutes)) * 1_000_000
+    prices = np.tile(np.arange(1.0, levels + 1) * 10.1, minutes)
+    snapshots = Snapshots(stamps, np.full(minutes, levels), prices, np.arange(minutes * levels) / 7)
+    return Day(series, number, snapshots, Coverage(Spans.of([(start, start + minutes * MINUTE)])))
+
+
+def same(one: Day | None, other: Day) -> bool:
+    assert one is not None
+    columns = ("timestamp", "levels", "price", "volume")
+    return one.coverage == other.coverage and all(
+        getattr(one.snapshots, name).tobytes() == getattr(other.snapshots, name).tobytes() for name in columns
+    )
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(str(tmp_path / "a root"))
+
+
+def test_a_day_comes_back_bit_for_bit(store: Store) -> None:
+    day = make_day()
+    size = store.write_day(day, SLAB)
+    assert same(store.read_day(BTC, NUMBER), day)
+    assert store.coverage(BTC, NUMBER) == day.coverage
+    assert store.days(BTC) == [NUMBER]
+    assert store.all_series() == [BTC]
+    assert store.size_bytes(BTC) == size == (store.root / PLACE).stat().st_size
+
+
+def test_a_day_without_rows_comes_back_as_covered(store: Store) -> None:
+    day = Day(BTC, NUMBER, Snapshots(), Coverage(*(Spans.of([(TODAY, TODAY + HOUR)]),) * 2))
+    store.write_day(day, SLAB)
+    assert same(store.read_day(BTC, NUMBER), day)
+    assert pq.read_metadata(store.root / PLACE).num_rows == 0
+
+
+def test_what_was_never_written_is_nothing(store: Store) -> None:
+    assert store.read_day(BTC, NUMBER) is None
+    assert store.footer(BTC, NUMBER) is None
+    assert store.coverage(BTC, NUMBER) == Coverage()
+    assert (store.days(BTC), store.all_series(), store.size_bytes(BTC)) == ([], [], 0)
+    assert not store.root.exists()
+
+
+def test_equal_content_gives_equal_bytes_wherever_it_lies(store: Store, tmp_path: Path) -> None:
+    other = Store(str(tmp_path / "elsewhere"))
+    for each in (store, other):
+        each.write_day(make_day(), SLAB)
+    assert read_tree(store.root) == read_tree(other.root)
+
+
+def test_a_file_is_encoded_as_readers_like_it(store: Store) -> None:
+    store.write_day(make_day(1440, levels=200), SLAB)
+    file = pq.ParquetFile(store.root / PLACE)
+    group = file.metadata.row_group(0)
+    assert [group.column(at).compression for at in range(3)] == ["ZSTD"] * 3
+    assert [(column.column_index, column.descending) for column in group.sorting_columns] == [(0, False), (1, False)]
+    assert all(group.column(at).has_offset_index and group.column(at).has_column_index for at in range(3))
+    file.close()
+
+
+def test_every_page_has_a_checksum(store: Store) -> None:
+    store.write_day(make_day(), SLAB)
+    path = store.root / PLACE
+    intact = path.read_bytes()
+    metadata = pq.read_metadata(path).row_group(0)
+    for column in map(metadata.column, range(3)):
+        offsets = [column.data_page_offset, *([column.dictionary_page_offset] if column.has_dictionary_page else [])]
+        for offset in offsets:
+            damaged = bytearray(intact)
+            # Past the page's header, in what is compressed.
+            damaged[offset + 40] ^= 0xFF
+            path.write_bytes(damaged)
+            with pytest.raises(OSError, match="CRC"):
+                pq.read_table(path, page_checksum_verification=True)
+            with pytest.raises(DatasetError, match="part-0"):
+                store.read_day(BTC, NUMBER)
+
+
+# --- replacing, whole or not at all -------------------------------------------------------------------------------
+
+
+def test_nothing_but_the_day_is_left_behind(store: Store) -> None:
+    with store.lock(SLAB):
+        store.write_day(make_day(60), SLAB)
+        store.write_day(make_day(61), SLAB)
+    assert [path for path in read_tree(store.root) if not path.startswith("_locks/")] == [PLACE]
+    assert list((store.root / "_tmp").iterdir()) == []
+
+
+def test_a_write_that_finds_no_room_leaves_the_old_day(store: Store) -> None:
+    """The limit on a file's size, set in a process of its own, stands for a full disk."""
+    store.write_day(make_day(60), SLAB)
+    before = read_tree(store.root)
+    program = """
+        import resource, sys
+        from heatpipe.errors import DatasetError
+        from heatpipe.store import Store
+        from tests.test_store import SLAB, make_day
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+        store = Store(sys.argv[1])
+        try:
+            with store.lock(SLAB):
+                store.write_day(make_day(900), SLAB)
+        except DatasetError as exc:
+            print(exc)
+    """
+    ended = run_python(program, str(store.root))
+    assert "cannot write" in ended.stdout
+    assert "too large" in ended.stdout
+    after = read_tree(store.root)
+    assert {path: after[path] for path in before} == before
+    assert [path for path in after if not path.startswith("_locks/")] == [PLACE]
+
+
+def test_a_folder_where_the_file_should_go_is_named(store: Store) -> None:
+    (store.root / PLACE).mkdir(parents=True)
+    with pytest.raises(DatasetError, match=r"cannot write .*irectory"), store.lock(SLAB):
+        store.write_day(make_day(), SLAB)
+    assert (store.root / PLACE).is_dir()
+
+
+def test_a_file_where_the_root_should_be_is_named(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("mine")
+    with pytest.raises(DatasetError, match="cannot write"):
+        Store(str(tmp_path / "taken")).write_day(make_day(), SLAB)
+    assert (tmp_path / "taken").read_text() == "mine"
+
+
+# --- damaged and foreign files ------------------------------------------------------------------------------------
+
+
+def damage_end(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+def damage_start(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[60:90] = bytes(30)
+    path.write_bytes(data)
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def replace_footer(path: Path, change: Callable[[dict[str, object]], object]) -> None:
+    table = pq.read_table(path)
+    document = json.loads(table.schema.metadata[b"heatpipe"])
+    document.update(change(document) or {})
+    pq.write_table(table.replace_schema_metadata({b"heatpipe": json.dumps(document).encode()}), path)
+
+
+def without_footer(path: Path) -> None:
+    pq.write_table(pq.read_table(path).replace_schema_metadata(None), path)
+
+
+def of_another_series(path: Path) -> None:
+    path.write_bytes(encode_file(make_day(series=Series("ETH"))))
+
+
+def of_another_day(path: Path) -> None:
+    path.write_bytes(encode_file(make_day(number=NUMBER - 1)))
+
+
+def of_a_later_version(path: Path) -> None:
+    replace_footer(path, lambda _: {"version": 2})
+
+
+def with_unsorted_ranges(path: Path) -> None:
+    replace_footer(path, lambda _: {"covered": [[TODAY + HOUR, TODAY + 2 * HOUR], [TODAY, TODAY + HOUR]]})
+
+
+def with_a_wrong_digest(path: Path) -> None:
+    replace_footer(path, lambda _: {"digest": "0" * 32})
+
+
+UNREADABLE = [
+    damage_end,
+    empty,
+    without_footer,
+    of_another_series,
+    of_another_day,
+    with_unsorted_ranges,
+]
+
+
+@pytest.mark.parametrize("damage", [*UNREADABLE, of_a_later_version, damage_start, with_a_wrong_digest])
+def test_a_day_that_cannot_be_trusted_is_refused_by_its_path(store: Store, damage: Callable[[Path], None]) -> None:
+    store.write_day(make_day(), SLAB)
+    damage(store.root / PLACE)
+    with pytest.raises(DatasetError) as caught:
+        store.read_day(BTC, NUMBER)
+    assert caught.value.path == str(store.root / PLACE)
+    assert caught.value.path in str(caught.value)
+
+
+@pytest.mark.parametrize("damage", UNREADABLE)
+def test_a_footer_that_cannot_be_trusted_covers_nothing(store: Store, damage: Callable[[Path], None]) -> None:
+    store.write_day(make_day(), SLAB)
+    damage(store.root / PLACE)
+    with pytest.raises(DamagedError):
+        store.footer(BTC, NUMBER)
+    assert store.coverage(BTC, NUMBER) == Coverage()
+
+
+def test_a_file_of_a_later_version_is_no_damage(store: Store) -> None:
+    """It must not pass for a day that was never fetched, and be replaced."""
+    store.write_day(make_day(), SLAB)
+    of_a_later_version(store.root / PLACE)
+    with pytest.raises(DatasetError, match="version 2") as caught:
+        store.coverage(BTC, NUMBER)
+    assert not isinstance(caught.value, DamagedError)
+
+
+def test_a_folder_without_its_file_is_an_unwritten_day(store: Store) -> None:
+    """What a process leaves that is killed between making the folder and moving the file there."""
+    (store.root / PLACE).parent.mkdir(parents=True)
+    assert store.read_day(BTC, NUMBER) is None
+    assert store.coverage(BTC, NUMBER) == Coverage()
+    assert store.size_bytes(BTC) == 0
+
+
+@pytest.mark.parametrize(
+    "foreign",
+    [
+        "notes",
+        "unit=coin/depth=many/interval=MINUTE/coin=BTC",
+        "unit=coin/depth=1500/interval=SECOND/coin=BTC",
+        "unit=eur/depth=1500/interval=MINUTE/coin=BTC",
+        "unit=coin/depth=1500/interval=MINUTE/coin=a b",
+        "unit=coin/depth=1500/interval=MINUTE/coin=__HIVE_DEFAULT_PARTITION__",
+        "unit=coin/depth=1500/interval=MINUTE/coin=BTC/date=yesterday",
+        "unit=coin/depth=1500/interval=MINUTE/coin=BTC/date=20260330",
+    ],
+)
+def test_folders_that_heatpipe_did_not_make_are_passed_over(store: Store, foreign: str) -> None:
+    store.write_day(make_day(), SLAB)
+    (store.root / "liquidations" / foreign).mkdir(parents=True)
+    assert store.all_series() == [BTC]
+    assert store.days(BTC) == [NUMBER]
+
+
+# --- locks --------------------------------------------------------------------------------------------------------
+
+
+def run_python(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", textwrap.dedent(program), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+
+
+@contextmanager
+def another_process_holding(root: Path) -> Iterator[subprocess.Popen[str]]:
+    program = """
+        import sys
+        from heatpipe.store import Store
+        from tests.test_store import SLAB
+        with Store(sys.argv[1]).lock(SLAB):
+            print("held", flush=True)
+            sys.stdin.read()
+    """
+    command = [sys.executable, "-c", textwrap.dedent(program), str(root)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def test_a_lock_held_elsewhere_is_an_error_that_names_the_holder(store: Store) -> None:
+    with another_process_holding(store.root) as process:
+        with pytest.raises(LockedError, match=f"BTC MINUTE .* process {process.pid} on ."), store.lock(SLAB):
+            pytest.fail("the lock was given twice")
+        process.kill()
+        process.wait()
+        with store.lock(SLAB):
+            """A process that is killed holds nothing."""
+
+
+def test_a_lock_is_exclusive_within_a_process_too(store: Store) -> None:
+    with store.lock(SLAB):
+        with pytest.raises(LockedError, match=f"process {os.getpid()} on"), store.lock(SLAB):
+            pytest.fail("the lock was given twice")
+        with store.lock(Slab(BTC, SLAB.number + 1)), store.lock(Slab(Series("ETH"), SLAB.number)):
+            """Other slabs are free."""
+    with store.lock(SLAB):
+        """It is free again."""
+
+
+def test_a_lock_is_free_again_after_an_exception(store: Store) -> None:
+    with pytest.raises(ZeroDivisionError), store.lock(SLAB):
+        raise ZeroDivisionError
+    with store.lock(SLAB):
+        """It is free again."""
+
+
+def test_who_may_wait_gets_the_lock_when_it_is_free(store: Store) -> None:
+    waits: list[float] = []
+    with another_process_holding(store.root) as process:
+
+        def wait(seconds: float) -> None:
+            waits.append(seconds)
+            if len(waits) == 3:
+                process.send_signal(signal.SIGKILL)
+                process.wait()
+
+        with store.lock(SLAB, wait=wait):
+            assert len(waits) == 3
+
+
+def test_who_does_not_get_the_lock_leaves_the_holder_s_files_alone(store: Store) -> None:
+    with store.lock(SLAB):
+        temporary = store.root / "_tmp" / f"coin-1500-MINUTE-BTC-{SLAB.number}" / "2026-03-31.parquet"
+        temporary.parent.mkdir(parents=True)
+        temporary.write_bytes(b"half a day, about to be renamed")
+        with pytest.raises(LockedError), store.lock(SLAB):
+            pytest.fail("the lock was given twice")
+        assert temporary.exists()
+
+
+def test_leftovers_of_a_killed_process_go_under_the_lock(store: Store) -> None:
+    leftovers = [
+        store.root / "_tmp" / f"coin-1500-MINUTE-{name}-{SLAB.number}" / "x.parquet" for name in ("BTC", "ETH")
+    ]
+    for path in leftovers:
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"half")
+    with store.lock(SLAB):
+        assert [path.exists() for path in leftovers] == [False, True]
+
+
+# --- quarantine ---------------------------------------------------------------------------------------------------
+
+
+def test_a_record_goes_with_its_answer_when_its_span_is_covered(store: Store) -> None:
+    first, second = Window(BTC, Span(TODAY, TODAY + HOUR)), Window(BTC, Span(TODAY + 2 * HOUR, TODAY + 3 * HOUR))
+    store.quarantine(first, "volume is nan", b"[nan]")
+    store.quarantine(second, "never came", None)
+    assert store.quarantined(BTC) == Spans.of([first.span, second.span])
+    assert store.quarantined(Series("ETH")) == Spans()
+    store.write_day(make_day(59), SLAB)
+    store.release(BTC, SLAB.span)
+    assert store.quarantined(BTC) == Spans.of([first.span, second.span])
+    store.write_day(make_day(60), SLAB)
+    store.release(BTC, SLAB.span)
+    assert store.quarantined(BTC) == Spans.of([second.span])
+    store.write_day(make_day(1440), SLAB)
+    store.release(BTC, SLAB.span, keep=[second.span])
+    store.release(BTC, Span(TODAY - DAY, TODAY))
+    store.release(Series("ETH"), SLAB.span)
+    assert store.quarantined(BTC) == Spans.of([second.span])
+    store.release(BTC, SLAB.span)
+    assert list(read_tree(store.root)) == [PLACE]
+
+
+def test_a_record_says_why_and_keeps_the_answer(store: Store) -> None:
+    store.quarantine(Window(BTC, Span(TODAY, TODAY + HOUR)), "volume is nan", b"[nan]")
+    tree = read_tree(store.root)
+    place = f"_quarantine/unit=coin/depth=1500/interval=MINUTE/coin=BTC/{TODAY}-{TODAY + HOUR}"
+    assert tree[f"{place}.body"] == b"[nan]"
+    assert json.loads(tree[f"{place}.json"]) == {"from": TODAY, "to": TODAY + HOUR, "reason": "volume is nan"}
+
+
+@pytest.mark.parametrize("record", [b"", b"{}", b"[]", b'{"from": 1}', b'{"from": "a", "to": "b"}', b"\xff"])
+def test_a_record_that_cannot_be_read_explains_nothing(store: Store, record: bytes) -> None:
+    good = Window(BTC, Span(TODAY, TODAY + HOUR))
+    store.quarantine(good, "never came", None)
+    folder = next((store.root / "_quarantine").rglob("coin=BTC"))
+    (folder / "0-60.json").write_bytes(record)
+    assert store.quarantined(BTC) == Spans.of([good.span])
+
+
+def test_free_space_is_known_before_the_root_is(store: Store) -> None:
+    assert store.free_bytes() > 0
+    assert not store.root.exists()
