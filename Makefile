@@ -56,7 +56,8 @@ clean: ## remove what setup, demo and test have made
 	rm -rf $(VENV) .prefect data/demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(READY): requirements.lock pyproject.toml
-	@if [ -z "$(PYTHON)" ]; then echo 'heatpipe needs Python 3.11 or newer; none was found on the PATH.'; exit 1; fi
+	@if ! [ "$(PYTHON)" ] || ! $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+		echo 'heatpipe needs Python 3.11 or newer; none was found on the PATH, or PYTHON names an older one.'; exit 1; fi
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 		echo 'This Python has no venv: install it (on Debian and Ubuntu: apt install python3-venv), then try again.'; \
 		exit 1; }
