@@ -9,6 +9,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import UTC
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -108,6 +109,7 @@ class Client:
             timeout=settings.timeout_s,
             limits=httpx.Limits(max_connections=settings.concurrency),
             follow_redirects=False,
+            verify=settings.url.startswith("https:"),  # plain HTTP, on loopback, needs no certificates to be loaded
             # A proxy from the environment would carry a loopback request, with its key in clear, off this machine.
             trust_env=urlsplit(settings.url).hostname not in LOOPBACK,
         )
@@ -361,6 +363,7 @@ def _date_of(response: httpx.Response) -> float | None:
 
 def _http_date(text: str) -> float | None:
     try:
-        return email.utils.parsedate_to_datetime(text).timestamp()
+        at = email.utils.parsedate_to_datetime(text)
+        return (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
     except (ValueError, TypeError, OverflowError):
         return None

@@ -67,8 +67,8 @@ def scan(
 
     Notes
     -----
-    A frame remembers the sizes of the files from its first collect. After a backfill scan again: polars refuses to
-    collect the old frame once a file of it was replaced.
+    A frame remembers the sizes of the files from its first collect: after a backfill scan again. polars 2.1 refuses to
+    collect the old frame once a file of it has grown, and may not return where one has shrunk.
 
     Examples
     --------

@@ -1,6 +1,7 @@
 """The pipe: slab to windows to bodies to rows to days. Where every failure finds its owner."""
 
 import contextlib
+import logging
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
@@ -38,6 +39,8 @@ ATTEMPTS_AT_A_POINT: Final = 3
 """How often a single point may be too heavy for the upstream before it is given up."""
 ALIKE: Final = 3
 """Windows of one series that may fail for the same cause before the series ends."""
+
+LOG: Final = logging.getLogger("heatpipe")
 
 OnProgress = Callable[[Progress], None]
 
@@ -99,6 +102,8 @@ def backfill(
     store = Store(settings.root)
     plan = make_plan(targets, store, settings, clock(), refetch=refetch)
     check_plan(plan, store, settings, max_weight)
+    for warning in plan.warnings:
+        LOG.warning("%s", warning)
     if not plan.requests:
         return Report()
     with Crew(settings, budget=budget, stop=stop, clock=clock) as crew:

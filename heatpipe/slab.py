@@ -12,7 +12,7 @@ from heatpipe.client import MAX_REQUESTS, Spent
 from heatpipe.errors import DamagedError, DatasetError
 from heatpipe.fetch import Answer, Job
 from heatpipe.layout import Day
-from heatpipe.model import Coverage, Snapshots, Span, Spans, day_span, days_of
+from heatpipe.model import Coverage, Snapshots, Span, Spans, Window, day_span, days_of
 from heatpipe.plan import Slab, SlabPlan, plan_slab
 from heatpipe.report import Failure, Report
 from heatpipe.store import Store
@@ -174,6 +174,7 @@ class OpenSlab:
         if day in self._damaged:
             self._store.set_aside(self.slab.series, day)
             self._damaged.discard(day)
+            failures = failures or self._lost(day)
         pieces = [] if old is None else [old.snapshots.between(span) for span in known.covered - fresh]
         arrived = [part.snapshots.between(span) for part in parts for span in part.coverage.covered & fresh]
         merged = Day(
@@ -198,8 +199,20 @@ class OpenSlab:
             return self._store.read_day(self.slab.series, day), ()
         except DamagedError as exc:
             self._damaged.add(day)
-            reason = f"{self.slab}: {exc}; it was replaced by what came in this run: run it again for the rest"
-            return None, (Failure(self.slab.series, day_span(day), reason),)
+            LOG.warning("%s", exc)
+            return None, self._failure_of(day)
+
+    def _lost(self, day: int) -> tuple[Failure, ...]:
+        """Name a day whose file told nothing, unless all of it is asked for in this run."""
+        return () if day_span(day).clip(self._span) == day_span(day) else self._failure_of(day)
+
+    def _failure_of(self, day: int) -> tuple[Failure, ...]:
+        span = day_span(day)
+        reason = (
+            f"{Window(self.slab.series, span)}: the day's file was damaged and is set aside in the quarantine; "
+            "what came in this run replaced it: fetch the day again for the rest"
+        )
+        return (Failure(self.slab.series, span, reason),)
 
 
 def _first_timestamp(snapshots: Snapshots) -> int:

@@ -311,7 +311,7 @@ def _file_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as exc:
         reason = "it is not a folder" if isinstance(exc, FileExistsError | NotADirectoryError) else _reason(exc)
-        raise DatasetError(f"cannot write {exc.filename or path}: {reason}", str(path)) from exc
+        raise DatasetError(f"cannot write {exc.filename2 or exc.filename or path}: {reason}", str(path)) from exc
 
 
 def _unreadable(path: Path, exc: Exception) -> DatasetError:

@@ -543,6 +543,20 @@ def test_holds_count_towards_patience(call: Callable[..., Caller], upstream: Mak
     assert 3 <= len(server.asked) <= 4
 
 
+def test_a_neighbour_s_hold_beyond_patience_is_not_waited_for(
+    call: Callable[..., Caller], upstream: MakeUpstream
+) -> None:
+    server = upstream(always(http(body=DOCUMENT)))
+    caller = call(server.url, patience_s=600.0)
+    caller.budget.hold(601)
+    with pytest.raises(RateLimitedError, match="601 s"):
+        caller.fetch()
+    assert (caller.waited_s, server.asked) == (0, [])
+    caller.clock.now_s += 2
+    assert caller.fetch().data == DOCUMENT
+    assert caller.waited_s == pytest.approx(601, abs=1e-3)
+
+
 @pytest.mark.parametrize(
     ("headers", "more"),
     [

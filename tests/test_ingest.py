@@ -993,6 +993,32 @@ def test_an_interrupted_run_keeps_what_came_and_can_be_finished(
     assert dataset(chosen) == dataset(undisturbed)
 
 
+def test_what_is_on_its_way_when_a_run_is_interrupted_is_taken_in(
+    upstream: MakeUpstream, settings: MakeSettings
+) -> None:
+    """It is paid for: the second answer comes only after the interrupt."""
+    second, interrupted = threading.Event(), threading.Event()
+
+    def answer(asked: Asked) -> Iterator[bytes]:
+        if len(server.asked) == 2:
+            second.set()
+            interrupted.wait(10)
+        yield honest(asked)
+
+    def interrupt(progress: Progress) -> None:
+        if progress.windows_done == 1:
+            assert second.wait(10)
+            interrupted.set()
+            raise KeyboardInterrupt
+
+    server = upstream(answer)
+    chosen = settings(server.url, concurrency=1)
+    with pytest.raises(KeyboardInterrupt):
+        fill(chosen, BTC, TODAY - 3 * DAY, TODAY, on_progress=interrupt)
+    assert known(chosen, BTC) == Spans.of([(TODAY - 3 * DAY, TODAY - 3 * DAY + 2000 * MINUTE)])
+    assert len(server.asked) == 2
+
+
 def test_a_run_that_is_stopped_writes_what_had_arrived(upstream: MakeUpstream, settings: MakeSettings) -> None:
     """The third request never ends; the first two have come, and the end is asked for by another thread."""
     stop = Stop()
