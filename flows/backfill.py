@@ -148,7 +148,7 @@ def _fill_slabs(plan: Plan, settings: Settings) -> dict[str, Any] | State[Any]:
     return sum(shared.reports, Report()).as_document()
 
 
-@task(name="fill-slab", task_run_name="{plan.slab}", cache_policy=NO_CACHE, persist_result=False)
+@task(name="fill-slab", task_run_name="{plan}", cache_policy=NO_CACHE, persist_result=False)
 def fill_slab(plan: SlabPlan, root: str, shared: Shared) -> State[Any]:
     """Fetch and store what is missing of one slab. The key is read in a task: it is never a parameter."""
     logger = get_run_logger()
@@ -160,7 +160,7 @@ def fill_slab(plan: SlabPlan, root: str, shared: Shared) -> State[Any]:
             Plan((plan,)),
             Store(root),
             crew,
-            on_progress=plain_progress(crew.settings, lambda line: logger.info("%s: %s", plan.slab, line)),
+            on_progress=plain_progress(crew.settings, lambda line: logger.info("%s: %s", plan, line)),
             standing=shared.standing,
         )
     except Stopped:
@@ -173,7 +173,7 @@ def fill_slab(plan: SlabPlan, root: str, shared: Shared) -> State[Any]:
         f"{report.rows:,} rows, {report.days:,} days, {show_bytes(report.bytes_written)}, "
         f"{report.requests:,} requests, weight {report.weight:,}"
     )
-    logger.info("%s: %s", plan.slab, said)
+    logger.info("%s: %s", plan, said)
     reasons = [failure.reason for failure in report.failures if failure.counts]
     return Failed(message="; ".join(reasons)) if reasons else Completed(message=said)
 

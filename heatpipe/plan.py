@@ -37,8 +37,12 @@ class Slab:
         return Span(self.number * length, (self.number + 1) * length)
 
     def __str__(self) -> str:
-        first, end = (show_time(at)[:10] for at in self.span)
-        return f"{self.series.coin} {self.series.interval} {first}/{end}"
+        return f"{self.series.coin} {self.series.interval} {_show_days(self.span)}"
+
+
+def _show_days(span: Span) -> str:
+    """First and last day, as ISO 8601 writes a span of time; both are part of it."""
+    return f"{show_time(span.start)[:10]}/{show_time(span.end - 1)[:10]}"
 
 
 def slab_days(interval_s: int) -> int:
@@ -183,6 +187,9 @@ class SlabPlan:
     def weight(self) -> int:
         """What its requests cost."""
         return sum(window.weight for window in self.windows)
+
+    def __str__(self) -> str:
+        return f"{self.slab.series.coin} {self.slab.series.interval} {_show_days(self.span)}"
 
 
 def plan_slab(slab: Slab, span: Span, covered: Spans) -> SlabPlan:

@@ -188,7 +188,7 @@ def test_a_day_belongs_to_one_slab(interval: str, day: int) -> None:
 
 
 def test_a_slab_is_shown_by_its_dates() -> None:
-    assert str(Slab(BTC, 822)) == "BTC MINUTE 2026-04-07/2026-05-02"
+    assert str(Slab(BTC, 822)) == "BTC MINUTE 2026-04-07/2026-05-01"  # the last day is part of it
 
 
 def test_a_slab_plans_only_its_part_of_the_span_and_only_what_is_missing() -> None:

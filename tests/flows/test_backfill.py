@@ -125,7 +125,7 @@ def test_runs_and_tasks_are_named_by_coin_and_span_and_hold_no_key(tmp_path: Pat
     with get_client(sync_client=True) as client:
         flow_runs, task_runs = client.read_flow_runs(), client.read_task_runs()
     assert "BTC MINUTE 2026-06-01 to 2026-06-01T02:00" in [one.name for one in flow_runs]
-    assert any(one.name.startswith("BTC MINUTE 2026-0") for one in task_runs)
+    assert "BTC MINUTE 2026-06-01/2026-06-01" in [one.name for one in task_runs]
     assert CANARY not in "".join(one.model_dump_json() for one in [*flow_runs, *task_runs])
 
 
