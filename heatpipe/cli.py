@@ -399,6 +399,7 @@ def _print_report(report: "Report", found: "Plan", seconds: float) -> None:
 
 
 def _print_status(tallies: "list[Tally]", root: str) -> None:
+    """Print a line a series; counts that are 0 for all of them are left out, so that a line fits a terminal."""
     from rich.console import Console
     from rich.table import Table
 
@@ -407,23 +408,24 @@ def _print_status(tallies: "list[Tally]", root: str) -> None:
     if not tallies:
         print(f"no series in {root}")
         return
+    shown = [name for name in COUNTS if name in ("present", "missing") or any(getattr(t, name) for t in tallies)]
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("coin", "interval", "unit"):
+    for name in ("series", "from", "to (UTC)"):
         table.add_column(name, no_wrap=True)
-    for name in ("depth", "from", "to", *COUNTS):
+    for name in shown:
         table.add_column(name, justify="right", no_wrap=True)
     for tally in tallies:
-        series, times = tally.series, [_minute(at) for at in tally.span]
-        counts = [f"{getattr(tally, name):,}" for name in COUNTS]
-        table.add_row(series.coin, series.interval, series.unit, str(series.depth), *times, *counts)
-    width = None if sys.stdout.isatty() else 10_000
-    Console(width=width, markup=False, highlight=False).print(table)
+        series = f"{tally.series.coin} {tally.series.interval} {tally.series.unit} {tally.series.depth}"
+        counts = [f"{getattr(tally, name):,}" for name in shown]
+        table.add_row(series, *(_minute(at) for at in tally.span), *counts)
+    # Wider than any terminal: a line that wraps can be read, one that is squeezed cannot.
+    Console(width=1000, markup=False, highlight=False).print(table)
 
 
 def _minute(time_s: int) -> str:
     from heatpipe.model import show_time
 
-    return show_time(time_s)[:16] + "Z"
+    return show_time(time_s)[:16].replace("T", " ")
 
 
 def _print_sandbox(url: str) -> None:

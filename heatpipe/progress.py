@@ -35,14 +35,13 @@ def show_progress(settings: Settings, *, quiet: bool = False) -> Iterator[Callab
 @contextmanager
 def _bar(settings: Settings) -> Iterator[Callable[[Progress], None]]:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
     from rich.progress import Progress as Bar
 
     columns = (
-        BarColumn(),
+        BarColumn(bar_width=10),  # leaves room for the words in 80 columns
         MofNCompleteColumn(),
-        TextColumn("windows  {task.fields[said]}"),
-        TimeElapsedColumn(),
+        TextColumn("windows, {task.fields[said]}"),
     )
     with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=None, said="")
@@ -80,7 +79,7 @@ def plain_progress(settings: Settings, say: Callable[[str], None]) -> Callable[[
 def _describe(progress: Progress, settings: Settings) -> str:
     left_s = progress.weight_left * 60 / settings.weight_per_minute
     done = progress.done
-    return f"{done.rows:,} rows, weight {done.weight:,}, at most {show_seconds(left_s)} left at the budget"
+    return f"{done.rows:,} rows, weight {done.weight:,}, {show_seconds(left_s)} to go at the budget"
 
 
 def show_seconds(seconds: float) -> str:
