@@ -39,6 +39,7 @@ class Shared:
         self.stop = Stop()
         self.standing = Standing()
         self.reports: list[Report] = []
+        self.refusal = ""
         self._crew: Crew | None = None
         self._lock = Lock()
 
@@ -116,6 +117,8 @@ def _plan(targets: list[Target], last: str | None, data: str | None) -> tuple[Pl
         *(f"{number:,}" for number in (plan.missing, plan.intervals, plan.requests, plan.weight)),
         at_least,
     )
+    if plan.open:
+        logger.info("%s intervals are not closed yet, and left out", f"{plan.open:,}")
     return plan, settings
 
 
@@ -142,6 +145,8 @@ def _fill_slabs(plan: Plan, settings: Settings) -> dict[str, Any] | State[Any]:
         wait(futures)
     finally:
         shared.close()
+    if shared.refusal:
+        return Failed(message=shared.refusal)
     failed = dict.fromkeys(future.state.message or "" for future in futures if future.state.is_failed())
     if failed:
         return Failed(message=f"not all of it came, a new run fetches the rest: {'; '.join(failed)}")
@@ -166,6 +171,7 @@ def fill_slab(plan: SlabPlan, root: str, shared: Shared) -> State[Any]:
     except Stopped:
         return Cancelled(message="stopped")
     except HeatpipeError as exc:
+        shared.refusal = shared.refusal or str(exc)
         shared.stop.set()  # a wrong key or a full disk is so for every slab
         return Failed(message=str(exc))
     shared.reports.append(report)

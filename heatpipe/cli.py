@@ -184,6 +184,7 @@ def heatmap(
 
     Example: `heatpipe heatmap --coin BTC --last 7d -o btc.png`
     """
+    from heatpipe.config import Target
     from heatpipe.heatmap import build_heatmap, draw_heatmap
     from heatpipe.status import take_stock
     from heatpipe.store import Store
@@ -193,7 +194,12 @@ def heatmap(
     if len(targets) != 1:
         names = ", ".join(str(target.series) for target in targets) or f"nothing in {settings.root}"
         raise ConfigError(f"a picture shows one series, not {len(targets)}: {names}; choose with --coin, --unit …")
-    tally = take_stock(Store(settings.root), targets, settings, time.time(), last_s=_last(series))[0]
+    store = Store(settings.root)
+    if not (series.start or series.end or series.last):  # what is on disk, not the time since
+        one = targets[0].series
+        covered = store.covered(one, store.days(one))
+        targets = [Target(one, *covered.hull)] if covered else targets
+    tally = take_stock(store, targets, settings, time.time(), last_s=_last(series))[0]
     draw_heatmap(build_heatmap(settings.root, tally.series, tally.span), output)
     if shared.json:
         _print_json({"output": output, **tally.as_document()})
@@ -442,7 +448,11 @@ def _print_sandbox(url: str) -> None:
 
 def main() -> NoReturn:
     """Run the command line and end the process with the exit code of the contract."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115, PTH123 - closed by who started us, as cron may
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115, PTH123
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, _interrupt)
     code = run(app)
     for stream in (sys.stdout, sys.stderr):
         try:

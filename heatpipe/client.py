@@ -176,9 +176,13 @@ class Client:
                     raise self._refusal(response, window)
                 data, wire_bytes = self._receive(response, window)
         except httpx.TimeoutException as exc:
-            raise TransientError(f"{window}: no answer within {self._settings.timeout_s:g} s") from exc
+            raise TransientError(
+                f"{window}: no answer from {self._settings.url} within {self._settings.timeout_s:g} s"
+            ) from exc
         except httpx.HTTPError as exc:
-            raise TransientError(f"{window}: {self._clean(str(exc)) or type(exc).__name__}") from exc
+            raise TransientError(
+                f"{window}: {self._settings.url}: {self._clean(str(exc)) or type(exc).__name__}"
+            ) from exc
         return Body(data, wire_bytes, min(asked_at, _date_of(response) or asked_at))
 
     def _receive(self, response: httpx.Response, window: Window) -> tuple[bytearray, int]:

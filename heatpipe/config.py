@@ -16,6 +16,7 @@ from heatpipe.model import Series, Span
 from heatpipe.plan import Horizon
 from heatpipe.upstream import BURST, DEFAULT_KEY_HEADER, DEFAULT_URL, HISTORY_DAYS, WEIGHT_PER_MINUTE
 
+DEFAULT_ROOT: Final = "data"
 KEY_VARIABLE: Final = "KIYOTAKA_API_KEY"
 LOOPBACK: Final = ("localhost", "127.0.0.1", "::1")
 
@@ -94,7 +95,7 @@ class Settings:
     patience_s: float = 600.0
     concurrency: int = 4
     settle_s: int = 120
-    root: str = "data"
+    root: str = DEFAULT_ROOT
     targets: tuple[Target, ...] = ()
 
     def __post_init__(self) -> None:
@@ -149,6 +150,11 @@ class Settings:
             if value is not None:
                 found[name] = _FIELDS[name].check(value, _FIELDS[name].flag)
         return cls(**found)
+
+
+def default_root() -> str:
+    """Return the folder of the dataset where none was named: that of HEATPIPE_DATA, else ``data``."""
+    return os.environ.get("HEATPIPE_DATA") or DEFAULT_ROOT
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from typing import Final
 import polars as pl
 
 from heatpipe import layout
-from heatpipe.config import parse_instant
+from heatpipe.config import default_root, parse_instant
 from heatpipe.store import Store
 from heatpipe.survey import choose_series
 
@@ -27,7 +27,7 @@ SCHEMA: Final = pl.Schema({**ROWS, **PARTITIONS})
 
 
 def scan(
-    root: str = "data",
+    root: str | None = None,
     coin: str | Sequence[str] | None = None,
     start: str | date | int | None = None,
     end: str | date | int | None = None,
@@ -45,8 +45,8 @@ def scan(
 
     Parameters
     ----------
-    root : str
-        The dataset's folder.
+    root : str, optional
+        The dataset's folder; else that of HEATPIPE_DATA, else ``data``.
     coin : str or sequence of str, optional
         Which coins; all by default.
     start, end : date, datetime, str or int, optional
@@ -74,7 +74,7 @@ def scan(
     --------
     >>> frame = heatpipe.scan("data", coin="BTC", start="2026-03-01", end="2026-03-08")  # doctest: +SKIP
     """
-    store = Store(root)
+    store = Store(root or default_root())
     found = [series for series in store.all_series() if store.days(series)]
     bounds = [None if at is None else _as_datetime(at, name) for at, name in ((start, "start"), (end, "end"))]
     if not found:

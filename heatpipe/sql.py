@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from heatpipe import layout
+from heatpipe.config import default_root
 from heatpipe.errors import ConfigError
 from heatpipe.store import Store
 
@@ -15,7 +16,7 @@ PARTITIONS = {"unit": "VARCHAR", "depth": "BIGINT", "interval": "VARCHAR", "coin
 COLUMNS = {"timestamp": "TIMESTAMPTZ", "price": "DOUBLE", "volume": "DOUBLE", **PARTITIONS}
 
 
-def connect(root: str = "data") -> "duckdb.DuckDBPyConnection":
+def connect(root: str | None = None) -> "duckdb.DuckDBPyConnection":
     """Open an in-memory DuckDB with the view ``liquidations`` over the dataset, its time zone UTC.
 
     Every series is in the view: name unit, depth and interval in the query when the dataset holds several. Volumes are
@@ -23,8 +24,9 @@ def connect(root: str = "data") -> "duckdb.DuckDBPyConnection":
 
     Parameters
     ----------
-    root : str
-        The dataset's folder. A view made on an empty one stays empty; connect again after the first backfill.
+    root : str, optional
+        The dataset's folder; else that of HEATPIPE_DATA, else ``data``. A view made on an empty one stays
+        empty; connect again after the first backfill.
 
     Returns
     -------
@@ -48,7 +50,7 @@ def connect(root: str = "data") -> "duckdb.DuckDBPyConnection":
         raise ConfigError("DuckDB is not installed: pip install 'heatpipe[duckdb]'") from exc
     connection = duckdb.connect()
     connection.execute("SET GLOBAL TimeZone = 'UTC'")  # for the cursors of other threads as well
-    connection.execute(f"CREATE VIEW {layout.TABLE} AS {_select(root)}")
+    connection.execute(f"CREATE VIEW {layout.TABLE} AS {_select(root or default_root())}")
     return connection
 
 

@@ -66,6 +66,8 @@ def check_plan(plan: Plan, store: Store, settings: Settings, max_weight: int | N
     ConfigError
         It is over `max_weight`, one request is over the burst, or the disk is too small.
     """
+    if max_weight is not None and max_weight < 0:
+        raise ConfigError(f"--max-weight {max_weight} is negative")
     if max_weight is not None and plan.weight > max_weight:
         raise ConfigError(f"the plan costs a weight of {plan.weight:,}, allowed are {max_weight:,} (--max-weight)")
     heaviest = max((window.weight for window in plan.windows), default=0)

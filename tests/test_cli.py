@@ -235,3 +235,16 @@ def test_sandbox_says_how_to_use_it_and_ends_quietly(environment: dict[str, str]
     assert "http://127.0.0.1:" in said[0]
     assert "KIYOTAKA_API_KEY=sandbox-key" in said[2]
     assert errors == ""
+
+
+def test_a_closed_stdout_is_no_traceback(environment: dict[str, str]) -> None:
+    command = f"{sys.executable} -m heatpipe plan --coin BTC --last 1h >&-"
+    result = subprocess.run(command, shell=True, env=environment, stderr=subprocess.PIPE, text=True, check=False)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_a_picture_of_an_old_series_shows_what_is_on_disk_and_not_the_time_since(heatpipe: Heatpipe) -> None:
+    heatpipe("backfill", "--coin", "BTC", "--start", "2026-06-01", "--end", "2026-06-01T03:00")
+    result = json.loads(heatpipe("heatmap", "--coin", "BTC", "-o", "btc.png", "--json").stdout)
+    assert result["present"] + result["empty"] == 180
+    assert result["missing"] == 0

@@ -344,7 +344,7 @@ def test_silence_is_a_passing_fault_after_the_timeout(call: Callable[..., Caller
         yield b""
 
     server = upstream(hang)
-    with pytest.raises(TransientError, match=r"no answer within 0\.1 s"):
+    with pytest.raises(TransientError, match=r"no answer from .* within 0\.1 s"):
         call(server.url, timeout_s=0.1).fetch()
 
 
@@ -356,7 +356,7 @@ def test_silence_in_the_middle_of_a_body_is_a_passing_fault(
         server.gone.wait()
 
     server = upstream(hang)
-    with pytest.raises(TransientError, match=r"no answer within 0\.1 s"):
+    with pytest.raises(TransientError, match=r"no answer from .* within 0\.1 s"):
         call(server.url, timeout_s=0.1).fetch()
 
 
