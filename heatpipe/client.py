@@ -162,9 +162,9 @@ class Client:
                 return body
             failing_s += self._monotonic() - started
             failures += 1
-            LOG.log(logging.INFO if failures < LOUD_FROM else logging.WARNING, "trying again: %s", fault)
             if failing_s >= self._settings.patience_s:
                 raise fault
+            LOG.log(logging.INFO if failures < LOUD_FROM else logging.WARNING, "trying again: %s", fault)
 
     def _ask(self, window: Window, spent: "Spent") -> Body:
         """Send one request; return its body or raise what its answer means."""
