@@ -88,10 +88,17 @@ class SharedFlags:
 NO_SERIES: Final = SeriesFlags()
 NO_SHARED: Final = SharedFlags()
 MaxWeight = Annotated[int | None, Parameter(help="Refuse a plan that costs more than this weight.")]
+Refetch = Annotated[bool, Parameter(negative=(), help="Ask again for what is on disk, and replace it.")]
 
 
 @app.command
-def plan(*, series: SeriesFlags = NO_SERIES, shared: SharedFlags = NO_SHARED, max_weight: MaxWeight = None) -> int:
+def plan(
+    *,
+    series: SeriesFlags = NO_SERIES,
+    shared: SharedFlags = NO_SHARED,
+    max_weight: MaxWeight = None,
+    refetch: Refetch = False,
+) -> int:
     """Say what a backfill would cost and take; spends nothing, needs no key.
 
     Example: `heatpipe plan --coin BTC --coin ETH --start 2026-03-01 --end 2026-03-08`
@@ -101,7 +108,7 @@ def plan(*, series: SeriesFlags = NO_SERIES, shared: SharedFlags = NO_SHARED, ma
 
     settings = _settings(shared)
     store = Store(settings.root)
-    found = make_plan(_targets(series, settings), store, settings, time.time(), last_s=_last(series))
+    found = make_plan(_targets(series, settings), store, settings, time.time(), last_s=_last(series), refetch=refetch)
     _warn(found.warnings)
     check_plan(found, store, settings, max_weight)
     if shared.json:
@@ -117,6 +124,10 @@ def backfill(
     series: SeriesFlags = NO_SERIES,
     shared: SharedFlags = NO_SHARED,
     max_weight: MaxWeight = None,
+    refetch: Refetch = False,
+    no_wait: Annotated[
+        bool, Parameter(negative=(), help="Leave out what another process works on, rather than wait for it.")
+    ] = False,
 ) -> int:
     """Fetch what is missing in a span; spends weight. The same command again fetches only what did not come.
 
@@ -131,12 +142,12 @@ def backfill(
     settings = _settings(shared)
     settings.key()
     store = Store(settings.root)
-    found = make_plan(_targets(series, settings), store, settings, time.time(), last_s=_last(series))
+    found = make_plan(_targets(series, settings), store, settings, time.time(), last_s=_last(series), refetch=refetch)
     _warn(found.warnings)
     check_plan(found, store, settings, max_weight)
     started = time.monotonic()
     with show_progress(settings, quiet=shared.quiet) as on_progress, Crew(settings) as crew:
-        report = carry_out(found, store, crew, on_progress=on_progress)
+        report = carry_out(found, store, crew, refetch=refetch, wait_for_locks=not no_wait, on_progress=on_progress)
     seconds = time.monotonic() - started
     for failure in report.failures:
         _say(f"failed: {failure.reason}" if failure.counts else f"left out: {failure.reason}")
@@ -375,7 +386,7 @@ def _print_plan(found: "Plan", settings: "Settings", free_bytes: int) -> None:
     expected = estimate(found)
     seconds = found.seconds(settings.weight_per_minute, settings.burst)
     budget = f"{settings.weight_per_minute:,} a minute, {settings.burst:,} at once"
-    print(f"on disk     {found.intervals - found.missing:,} of {found.intervals:,} intervals")
+    print(f"to fetch    {found.missing:,} of {found.intervals:,} intervals")
     if found.open:
         print(f"open        {found.open:,} intervals, not closed yet")
     print(f"requests    {found.requests:,}")

@@ -34,7 +34,7 @@ from heatpipe.model import Window
 from heatpipe.upstream import LIQUIDATIONS, POINTS_PATH
 
 MAX_REQUESTS: Final = 40
-"""Most requests that one window and its halves may cost."""
+"""Requests that one window and its halves may cost, before no part of it is asked for once more or in halves."""
 LOG: Final = logging.getLogger("heatpipe")
 LOUD_FROM: Final = 4
 """From so many failures of one window on, whoever runs this is told without asking."""
@@ -43,6 +43,7 @@ BACKOFF_MOST_S: Final = 30.0
 BYTES_PER_LEVEL: Final = 64
 """Cap on an answer: bytes per level that could be in it, headers counted as one. Real ones take about 16."""
 ENVELOPE_BYTES: Final = 1 << 16
+FOREIGN_LOGGERS: Final = ("httpx", "httpcore.connection", "httpcore.http11", "httpcore.proxy")
 PIECE_BYTES: Final = 1 << 20
 """Most that is inflated at a time: so much is the overshoot over a cap."""
 
@@ -98,6 +99,9 @@ class Client:
         self._clock = clock
         self._monotonic = monotonic
         self._answered = False
+        self._mask = _Mask(self.clean)
+        for name in FOREIGN_LOGGERS:
+            logging.getLogger(name).addFilter(self._mask)
         self._http = httpx.Client(
             base_url=settings.url,
             headers={
@@ -117,6 +121,8 @@ class Client:
     def close(self) -> None:
         """Close the connections, those of requests in flight as well."""
         self._http.close()
+        for name in FOREIGN_LOGGERS:
+            logging.getLogger(name).removeFilter(self._mask)
 
     def fetch(self, window: Window, spent: "Spent") -> Body:
         """Ask for one window, trying again while the fault is a passing one.
@@ -164,6 +170,8 @@ class Client:
             failures += 1
             if failing_s >= self._settings.patience_s:
                 raise fault
+            if not isinstance(fault, RateLimitedError):  # to be told to wait is no attempt
+                spent.commit()
             LOG.log(logging.INFO if failures < LOUD_FROM else logging.WARNING, "trying again: %s", fault)
 
     def _ask(self, window: Window, spent: "Spent") -> Body:
@@ -180,9 +188,9 @@ class Client:
                 f"{window}: no answer from {self._settings.url} within {self._settings.timeout_s:g} s"
             ) from exc
         except httpx.HTTPError as exc:
-            raise TransientError(
-                f"{window}: {self._settings.url}: {self._clean(str(exc)) or type(exc).__name__}"
-            ) from exc
+            said = self._clean(str(exc)) or type(exc).__name__
+            # Not "from exc": a traceback would print what an answer that is no HTTP says, which may echo the key.
+            raise TransientError(f"{window}: {self._settings.url}: {said}") from None
         return Body(data, wire_bytes, min(asked_at, _date_of(response) or asked_at))
 
     def _receive(self, response: httpx.Response, window: Window) -> tuple[bytearray, int]:
@@ -264,24 +272,59 @@ class Client:
         return body.replace(self._settings.key().reveal().encode(), b"(key)")
 
 
+class _Mask(logging.Filter):
+    """Makes what other libraries log fit to be read: at DEBUG they log an answer's headers, which may echo the key."""
+
+    def __init__(self, clean: Callable[[str], str]) -> None:
+        super().__init__()
+        self._clean = clean
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.msg, record.args = self._clean(record.getMessage()), None
+        return True
+
+
 class Spent:
-    """What one window, with all that it was split into, has cost so far."""
+    """What one window, with all that it was split into, has cost so far.
+
+    Attributes
+    ----------
+    requests, weight : int
+        What was sent, and its weight.
+    committed : int
+        Requests that were sent or stand in line; one that was told to wait, by a 429, counts once.
+    """
 
     def __init__(self) -> None:
         self.requests = 0
         self.weight = 0
+        self.committed = 0
         self._lock = threading.Lock()
 
     def add(self, weight: int) -> None:
-        """Count one request."""
+        """Count one request that is sent."""
         with self._lock:
             self.requests += 1
             self.weight += weight
+
+    def commit(self) -> None:
+        """Count one request that will be sent."""
+        with self._lock:
+            self.committed += 1
+
+    def allows(self, more: int) -> bool:
+        """Whether so many more requests are within what one window may cost."""
+        return self.committed + more <= MAX_REQUESTS
 
 
 def body_cap(window: Window) -> int:
     """Most bytes that an honest answer for a window can have."""
     return ENVELOPE_BYTES + BYTES_PER_LEVEL * window.points * (window.series.depth + 1)
+
+
+def show_request(window: Window) -> str:
+    """Return the request for a window as a person would repeat it, without the key."""
+    return f"GET {POINTS_PATH}?{httpx.QueryParams(_parameters(window))}"
 
 
 def _parameters(window: Window) -> dict[str, str]:

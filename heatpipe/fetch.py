@@ -6,7 +6,8 @@ The threads are daemons: one that hangs in a socket must not keep an interrupted
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Final, Self
@@ -15,8 +16,8 @@ from heatpipe.budget import Budget, Lease
 from heatpipe.client import Body, Client, Spent
 from heatpipe.config import Settings
 from heatpipe.decode import decode_body
-from heatpipe.errors import ConfigError, DecodeError, Stopped
-from heatpipe.model import Coverage, Snapshots, Span, Spans, Window
+from heatpipe.errors import ConfigError, DecodeError, HeatpipeError, HistoryError, RequestError, Stopped
+from heatpipe.model import Coverage, Series, Snapshots, Span, Spans, Window
 
 YOUNG_S: Final = 15 * 60
 """An interval that ended later than this before the request may still be published: not yet absent."""
@@ -180,10 +181,10 @@ class Crew:
             sleep=self.stop.sleep,
             clock=clock,
         )
-        self.proven = False
-        """Whether an answer has come: until then requests go one by one"""
-        self._refusal: ConfigError | None = None
-        self._scout = threading.Lock()
+        self._answered: set[Series | None] = set()
+        self._refused: dict[Series | None, HeatpipeError] = {}
+        self._scouts: dict[Series | None, threading.Lock] = {}
+        self._guard = threading.Lock()  # a Series is hashed in Python, where another thread may come between
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
         self._room = _Room(BYTES_IN_FLIGHT, self.stop)
         self._threads = [
@@ -228,23 +229,38 @@ class Crew:
             job.reply.put(job)
 
     def _do(self, job: Job) -> None:
-        with self._scout:  # one goes alone, so that a wrong key or tier costs one request
-            if not self.proven:
-                try:
-                    self._answer(job)
-                except ConfigError as exc:
-                    self._refusal = exc
-                    raise
-                return
-        self._answer(job)
+        """Let the first request of the run go alone, then the first of each series: a cause costs one request."""
+        with self._scout(None), self._scout(job.window.series):
+            self._ask(job)
 
-    def _answer(self, job: Job) -> None:
+    @contextmanager
+    def _scout(self, whose: Series | None) -> Iterator[None]:
+        """Let nobody else ask for a series, or for anything at all, until one request of it was answered."""
+        with self._guard:
+            scout = self._scouts.setdefault(whose, threading.Lock())
+        with ExitStack() as alone:
+            alone.enter_context(scout)
+            if whose in self._answered:
+                alone.close()
+            yield
+
+    def _ask(self, job: Job) -> None:
         self.stop.check()
-        if self._refusal is not None:
-            raise self._refusal
         window = self._still_sold(job.window)
-        body = self._client.fetch(window, job.spent)
-        self.proven = True
+        for whose in (None, window.series):
+            if whose in self._refused:
+                raise self._refused[whose]
+        try:
+            body = self._client.fetch(window, job.spent)
+        except ConfigError as exc:
+            self._refused[None] = exc
+            raise
+        except HistoryError:
+            raise
+        except RequestError as exc:
+            self._refused[window.series] = exc
+            raise
+        self._answered |= {None, window.series}
         try:
             job.answer = self._read(body, window)
         except DecodeError as exc:

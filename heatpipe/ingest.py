@@ -11,7 +11,7 @@ from queue import Empty, SimpleQueue
 from typing import Final
 
 from heatpipe.budget import Lease
-from heatpipe.client import Spent
+from heatpipe.client import Spent, show_request
 from heatpipe.config import Settings, Target, parse_instant
 from heatpipe.errors import (
     ConfigError,
@@ -26,10 +26,10 @@ from heatpipe.errors import (
     TooHeavyError,
 )
 from heatpipe.fetch import POLL_S, Crew, Job, Stop
-from heatpipe.model import Series
+from heatpipe.model import Series, show_time
 from heatpipe.plan import Plan, SlabPlan
 from heatpipe.report import Failure, Progress, Report
-from heatpipe.slab import OpenSlab, may_split
+from heatpipe.slab import OpenSlab
 from heatpipe.store import Store
 from heatpipe.survey import check_plan, make_plan
 
@@ -37,6 +37,8 @@ GRACE_S: Final = 1.0
 """How long a run that is ended waits for the answers to requests that were sent already."""
 ATTEMPTS_AT_A_POINT: Final = 3
 """How often a single point may be too heavy for the upstream before it is given up."""
+ATTEMPTS_AT_BAD_BYTES: Final = 2
+"""How often a window may come with bytes that break the contract before it is halved, or given up."""
 ALIKE: Final = 3
 """Windows of one series that may fail for the same cause before the series ends."""
 
@@ -52,6 +54,7 @@ def backfill(
     *,
     settings: Settings | None = None,
     refetch: bool = False,
+    wait_for_locks: bool = True,
     max_weight: int | None = None,
     on_progress: OnProgress | None = None,
     budget: Lease | None = None,
@@ -71,6 +74,8 @@ def backfill(
         Else from the environment.
     refetch : bool
         Ask again for what is covered, and replace it.
+    wait_for_locks : bool
+        Wait for what another process works on; else it is left out, which is a failure.
     max_weight : int, optional
         Refuse a plan that costs more.
     on_progress : callable, optional
@@ -107,7 +112,7 @@ def backfill(
     if not plan.requests:
         return Report()
     with Crew(settings, budget=budget, stop=stop, clock=clock) as crew:
-        return carry_out(plan, store, crew, refetch=refetch, on_progress=on_progress)
+        return carry_out(plan, store, crew, refetch=refetch, wait_for_locks=wait_for_locks, on_progress=on_progress)
 
 
 def _instant(value: int | str | date | None, name: str) -> int | None:
@@ -153,7 +158,7 @@ def carry_out(
     refetch : bool
         Ask again for what is covered, and replace it.
     wait_for_locks : bool
-        Wait for a slab that another process works on; else that is an error.
+        Wait for a slab that another process works on; else it is left out, which is a failure.
     on_progress : callable, optional
         Called with a `Progress` after every answer.
     standing : Standing, optional
@@ -205,6 +210,7 @@ class _Run:
         self._windows_done = 0
 
     def carry_out(self) -> Report:
+        self._store.sweep()
         try:
             while True:
                 self._top_up()
@@ -235,10 +241,11 @@ class _Run:
                 continue
             try:
                 self._open_slab(plan, wait=None)
-            except LockedError:
-                if not self._wait_for_locks:
-                    raise
-                self._waiting.append(plan)
+            except LockedError as exc:
+                if self._wait_for_locks:
+                    self._waiting.append(plan)
+                else:
+                    self._report += Report(failures=(Failure(plan.slab.series, plan.span, str(exc)),))
             else:
                 return True
         if self._waiting and not self._in_flight:
@@ -302,7 +309,12 @@ class _Run:
         beyond = isinstance(fault, HistoryError)
         self._report += Report(failures=(Failure(series, job.window.span, str(fault), counts=not beyond),))
         if not beyond:
-            self._store.quarantine(job.window, str(fault), job.body)
+            record = {
+                "request": show_request(job.window),
+                "reason": str(fault),
+                "given_up_at": show_time(self._crew.clock()),
+            }
+            self._store.quarantine(slab.slab, job.window.span, record, job.body)
             self._standing.alike[series, cause].add(job.spent)
         self._report += slab.drop(job)
         if len(self._standing.alike[series, cause]) >= ALIKE:
@@ -364,12 +376,15 @@ class _Run:
 
 def _worth_asking_again(job: Job, fault: HeatpipeError) -> bool:
     """Whether the same request may still be answered: bad bytes once more, a single heavy point twice more."""
+    tries = job.tries[type(fault).__name__]
     if isinstance(fault, TooHeavyError):
-        return job.window.points == 1 and job.tries[type(fault).__name__] < ATTEMPTS_AT_A_POINT
-    return isinstance(fault, DecodeError) and job.tries[type(fault).__name__] < 2
+        worth = job.window.points == 1 and tries < ATTEMPTS_AT_A_POINT
+    else:
+        worth = isinstance(fault, DecodeError) and tries < ATTEMPTS_AT_BAD_BYTES
+    return worth and job.spent.allows(1)
 
 
 def _worth_splitting(job: Job, fault: HeatpipeError) -> bool:
     """Whether halves may come where the whole did not. A wrong envelope is wrong for any part of it."""
     kind = isinstance(fault, TooHeavyError | DecodeError) and not isinstance(fault, EnvelopeError)
-    return kind and may_split(job)
+    return kind and job.window.points > 1 and job.spent.allows(2)

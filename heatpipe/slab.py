@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Final
 
-from heatpipe.client import MAX_REQUESTS, Spent
+from heatpipe.client import Spent
 from heatpipe.errors import DamagedError, DatasetError
 from heatpipe.fetch import Answer, Job
 from heatpipe.layout import Day
@@ -79,8 +79,8 @@ class OpenSlab:
             self._coverage[day] = self._read_coverage(day)
             covered |= self._coverage[day].covered
         plan = plan_slab(self.slab, self._span, Spans() if self._refetch else covered)
-        self.queued.extend(Job(window, self._replies) for window in plan.windows)
-        self.jobs.update(self.queued)
+        for window in plan.windows:
+            self._line_up(Job(window, self._replies))
         self._bills.extend(job.spent for job in self.queued)
 
     def _read_coverage(self, day: int) -> Coverage:
@@ -114,14 +114,21 @@ class OpenSlab:
 
     def ask_again(self, job: Job) -> None:
         """Put a window back in line, first."""
-        self.queued.appendleft(job)
+        self._line_up(job, first=True)
 
     def split(self, job: Job) -> None:
-        """Put the halves of a window in line in its place."""
-        halves = [Job(window, self._replies, job.spent) for window in job.window.halves()]
-        self.jobs.update(halves)
+        """Put the halves of a window in line in its place, first."""
+        for window in reversed(job.window.halves()):
+            self._line_up(Job(window, self._replies, job.spent), first=True)
         self.jobs.discard(job)
-        self.queued.extendleft(reversed(halves))
+
+    def _line_up(self, job: Job, *, first: bool = False) -> None:
+        job.spent.commit()
+        self.jobs.add(job)
+        if first:
+            self.queued.appendleft(job)
+        else:
+            self.queued.append(job)
 
     def drop(self, job: Job) -> Report:
         """Give a window up; write the days that waited for nothing else."""
@@ -172,7 +179,7 @@ class OpenSlab:
         if old is None:
             known = Coverage()
         if day in self._damaged:
-            self._store.set_aside(self.slab.series, day)
+            self._store.set_aside(self.slab, day)
             self._damaged.discard(day)
             failures = failures or self._lost(day)
         pieces = [] if old is None else [old.snapshots.between(span) for span in known.covered - fresh]
@@ -217,8 +224,3 @@ class OpenSlab:
 
 def _first_timestamp(snapshots: Snapshots) -> int:
     return int(snapshots.timestamp[0])
-
-
-def may_split(job: Job) -> bool:
-    """Whether asking for the halves is allowed: there are two, and the window has not cost too much yet."""
-    return job.window.points > 1 and job.spent.requests < MAX_REQUESTS

@@ -9,8 +9,9 @@ import fcntl
 import json
 import logging
 import os
+import re
 import shutil
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,13 +21,14 @@ import pyarrow.parquet as pq
 from heatpipe import layout
 from heatpipe.errors import ConfigError, DamagedError, DatasetError, LockedError
 from heatpipe.layout import Day, Footer
-from heatpipe.model import Coverage, Series, Span, Spans, Window, days_of
+from heatpipe.model import Coverage, Series, Span, Spans, days_of
 from heatpipe.plan import Slab
 
 TMP: Final = "_tmp"
 LOCKS: Final = "_locks"
 QUARANTINE: Final = "_quarantine"
 
+RECORD_NAME: Final = re.compile(r"([0-9]+)-([0-9]+)\.(body|json)")
 LOCK_POLL_S: Final = 0.2
 LOG: Final = logging.getLogger("heatpipe")
 
@@ -152,16 +154,20 @@ class Store:
 
         The caller holds the slab's lock.
         """
-        path = self._path(day.series, day.number)
+        data = encode_file(day)
+        self._replace(self._path(day.series, day.number), data, slab)
+        return len(data)
+
+    def _replace(self, path: Path, data: bytes | bytearray, slab: Slab) -> None:
+        """Write a file whole: under another name first, so that none is ever seen, or left behind, in part."""
+        parts = path.relative_to(self.root).parts
+        temporary = self._scratch(layout.slab_name(slab)) / "-".join(parts[-2:])
         with _file_errors(path):
-            data = encode_file(day)
-            temporary = self._scratch(slab) / f"{layout.day_date(day.number)}.parquet"
             _make_folders(temporary.parent)
             _write_synced(temporary, data)
             _make_folders(path.parent)
             temporary.replace(path)
             _sync_folder(path.parent)
-        return len(data)
 
     def free_bytes(self) -> int:
         """Free space where the root is, or will be."""
@@ -186,7 +192,19 @@ class Store:
         LockedError
             Another process holds it; says which.
         """
-        path = self.root / LOCKS / f"{layout.slab_name(slab)}.lock"
+        with self._hold(layout.slab_name(slab), str(slab), wait):
+            yield
+
+    def sweep(self) -> None:
+        """Remove what processes that were killed left below ``_tmp/``; not what others still work on."""
+        with contextlib.suppress(OSError):
+            for leftover in sorted((self.root / TMP).iterdir()):
+                with contextlib.suppress(DatasetError), self._hold(leftover.name, leftover.name, None):
+                    pass  # whoever has the lock has removed them
+
+    @contextlib.contextmanager
+    def _hold(self, name: str, what: str, wait: Callable[[float], None] | None) -> Iterator[None]:
+        path = self.root / LOCKS / f"{name}.lock"
         with _file_errors(path):
             _make_folders(path.parent)
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -194,38 +212,53 @@ class Store:
             told = False
             while not _try_lock(descriptor):
                 holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "another process"
-                held = f"{slab} is being worked on by {holder}"
+                held = f"{what} is being worked on by {holder}"
                 if wait is None:
                     raise LockedError(held, str(path))
                 if not told:
                     LOG.warning("waiting: %s", held)
                 told = True
                 wait(LOCK_POLL_S)
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, f"process {os.getpid()} on {os.uname().nodename}\n".encode(), 0)
-            shutil.rmtree(self._scratch(slab), ignore_errors=True)  # leftovers of one that was killed
+            with _file_errors(path):
+                os.ftruncate(descriptor, 0)
+                os.pwrite(descriptor, f"process {os.getpid()} on {os.uname().nodename}\n".encode(), 0)
+            shutil.rmtree(self._scratch(name), ignore_errors=True)  # leftovers of one that was killed
             try:
                 yield
             finally:
-                shutil.rmtree(self._scratch(slab), ignore_errors=True)
+                shutil.rmtree(self._scratch(name), ignore_errors=True)
         finally:
             os.close(descriptor)
 
     # Quarantine
 
-    def quarantine(self, window: Window, reason: str, body: bytes | bytearray | None) -> None:
-        """Keep what is known of a window that was given up: a record, and the raw answer if there is one."""
-        path = self._quarantine_folder(window.series) / f"{window.span.start}-{window.span.end}.json"
-        record = {"from": window.span.start, "to": window.span.end, "reason": reason}
-        with _file_errors(path):
-            _make_folders(path.parent)
-            if body is not None:
-                _write_synced(path.with_suffix(".body"), body)
-            _write_synced(path, json.dumps(record, indent=1).encode())
+    def quarantine(
+        self, slab: Slab, span: Span, record: Mapping[str, str], body: bytes | bytearray | None = None
+    ) -> None:
+        """Keep what is known of a window that was given up.
+
+        The caller holds the slab's lock.
+
+        Parameters
+        ----------
+        slab : Slab
+            Where the window lies.
+        span : Span
+            The window.
+        record : mapping
+            What to tell of it, by name: the reason, the request.
+        body : bytes-like, optional
+            The raw answer, if there is one.
+        """
+        path = self._quarantine_folder(slab.series) / f"{span.start}-{span.end}.json"
+        document = {"from": span.start, "to": span.end, **record}
+        self._replace(path, json.dumps(document, indent=1).encode(), slab)
+        if body is not None:
+            self._replace(path.with_suffix(".body"), body, slab)
 
     def quarantined(self, series: Series) -> Spans:
         """Return the spans of a series that were given up and have not come since."""
-        return Spans.of(span for _, span in self._records(series))
+        return Spans.of(span for path, span in self._records(series) if path.suffix == ".json")
 
     def release(self, series: Series, span: Span, keep: Collection[Span] = ()) -> None:
         """Drop the records that touch a span and are wholly covered now, but for those to `keep`."""
@@ -234,30 +267,29 @@ class Store:
                 continue
             if not Spans.of([record]) - self.covered(series, days_of(record)):
                 with _file_errors(path):
-                    path.with_suffix(".body").unlink(missing_ok=True)
                     path.unlink(missing_ok=True)
 
-    def set_aside(self, series: Series, day: int) -> None:
-        """Keep a copy of a file that is damaged and about to be replaced."""
-        path = self._path(series, day)
-        copy = self._quarantine_folder(series) / f"{layout.day_date(day)}.parquet"
-        with _file_errors(copy):
-            _make_folders(copy.parent)
-            _write_synced(copy, path.read_bytes())
+    def set_aside(self, slab: Slab, day: int) -> None:
+        """Keep a copy of a file that is damaged and about to be replaced. The caller holds the slab's lock."""
+        path = self._path(slab.series, day)
+        with _file_errors(path):
+            data = path.read_bytes()
+        self._replace(self._quarantine_folder(slab.series) / f"{layout.day_date(day)}.parquet", data, slab)
 
     def _records(self, series: Series) -> Iterator[tuple[Path, Span]]:
-        for path in sorted(self._quarantine_folder(series).glob("*.json")):
-            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-                record = json.loads(path.read_bytes())
-                yield path, Span(int(record["from"]), int(record["to"]))
+        """Yield the files of each record, the answer before what is said of it, and the span in their name."""
+        for path in sorted(self._quarantine_folder(series).glob("*-*")):
+            name = RECORD_NAME.fullmatch(path.name)
+            if name:
+                yield path, Span(int(name[1]), int(name[2]))
 
     # Places
 
     def _path(self, series: Series, day: int) -> Path:
         return self.root / layout.day_path(series, day)
 
-    def _scratch(self, slab: Slab) -> Path:
-        return self.root / TMP / layout.slab_name(slab)
+    def _scratch(self, name: str) -> Path:
+        return self.root / TMP / name
 
     def _quarantine_folder(self, series: Series) -> Path:
         return self.root / QUARANTINE / layout.series_path(series).relative_to(layout.TABLE)
@@ -274,10 +306,14 @@ def encode_file(day: Day) -> bytes:
 
 
 def _write_synced(path: Path, data: bytes | bytearray) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with path.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        path.unlink(missing_ok=True)  # on a full disk, half of one day must not take the room of another
+        raise
 
 
 def _make_folders(folder: Path) -> None:

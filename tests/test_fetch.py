@@ -9,7 +9,7 @@ from queue import Empty, SimpleQueue
 import numpy as np
 import pytest
 
-from heatpipe.errors import DecodeError, KeyRefusedError, SymbolError
+from heatpipe.errors import DecodeError, HistoryError, KeyRefusedError, RequestError, SymbolError
 from heatpipe.fetch import BYTES_IN_FLIGHT, Answer, Crew, Job, Stop, judge
 from heatpipe.model import Series, Snapshots, Span, Spans, Window
 from tests.conftest import (
@@ -182,10 +182,42 @@ def test_requests_go_one_by_one_until_one_is_answered(upstream: MakeUpstream, se
     replies: SimpleQueue[Job] = SimpleQueue()
     with no_thread_left(), Crew(settings(server.url, concurrency=4), clock=Clock()) as crew:
         for number in range(5):
-            crew.submit(job_for(TODAY + number * HOUR, replies))
+            crew.submit(job_for(TODAY, replies, Series(f"C{number}")))
         for _ in range(5):
             replies.get(timeout=10)
     assert at_once == [1] * 5
+
+
+def test_an_unknown_coin_costs_one_request_also_when_others_are_known(
+    upstream: MakeUpstream, settings: MakeSettings
+) -> None:
+    """Whoever is in line behind the first request of a series gets its refusal, and asks nothing."""
+    unknown = Series("NOPE")
+    server = upstream(lambda asked: http(400, b"{}") if asked.params["coin"] == "NOPE" else honest(asked))
+    replies: SimpleQueue[Job] = SimpleQueue()
+    with no_thread_left(), Crew(settings(server.url, concurrency=4), clock=Clock()) as crew:
+        crew.submit(job_for(TODAY, replies))
+        for number in range(4):
+            crew.submit(job_for(TODAY + number * HOUR, replies, unknown))
+        crew.submit(job_for(TODAY + HOUR, replies))
+        jobs = [replies.get(timeout=10) for _ in range(6)]
+    assert [type(job.fault) for job in jobs if job.window.series == unknown] == [RequestError] * 4
+    assert all(job.answer for job in jobs if job.window.series == BTC)
+    assert [asked.params["coin"] for asked in server.asked].count("NOPE") == 1
+
+
+def test_what_is_beyond_the_history_says_nothing_of_the_rest_of_its_series(
+    upstream: MakeUpstream, settings: MakeSettings
+) -> None:
+    refusal = http(403, b'{"error": "FORBIDDEN", "message": "Time range exceeds history depth"}')
+    server = upstream(lambda asked: refusal if asked.span.start == YESTERDAY else honest(asked))
+    replies: SimpleQueue[Job] = SimpleQueue()
+    with no_thread_left(), Crew(settings(server.url, concurrency=1), clock=Clock()) as crew:
+        for start in (YESTERDAY, TODAY):
+            crew.submit(job_for(start, replies))
+        jobs = [replies.get(timeout=10) for _ in range(2)]
+    assert isinstance(jobs[0].fault, HistoryError)
+    assert jobs[1].answer
 
 
 def test_an_answer_that_breaks_the_contract_comes_back_raw(upstream: MakeUpstream, settings: MakeSettings) -> None:

@@ -16,7 +16,7 @@ import pytest
 
 from heatpipe.errors import DamagedError, DatasetError, LockedError
 from heatpipe.layout import Day
-from heatpipe.model import Coverage, Series, Snapshots, Span, Spans, Window
+from heatpipe.model import Coverage, Series, Snapshots, Span, Spans
 from heatpipe.plan import Slab, plan_slabs
 from heatpipe.store import Store, encode_file
 from tests.conftest import DAY, HOUR, MINUTE, TODAY, read_tree
@@ -363,45 +363,90 @@ def test_leftovers_of_a_killed_process_go_under_the_lock(store: Store) -> None:
         assert [path.exists() for path in leftovers] == [False, True]
 
 
+def test_leftovers_of_the_killed_are_swept_and_those_of_the_living_are_not(store: Store) -> None:
+    def leave(coin: str) -> Path:
+        path = store.root / "_tmp" / f"coin-1500-MINUTE-{coin}-{SLAB.number}" / "x.parquet"
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"half")
+        return path
+
+    dead = leave("ETH")
+    with another_process_holding(store.root) as process:
+        alive = leave("BTC")
+        store.sweep()
+        assert (alive.exists(), dead.exists()) == (True, False)
+        process.kill()
+        process.wait()
+    store.sweep()
+    assert not alive.exists()
+    assert not list((store.root / "_tmp").iterdir())
+
+
+def test_a_root_that_is_not_there_needs_no_sweeping(store: Store) -> None:
+    store.sweep()
+    assert not store.root.exists()
+
+
 # --- quarantine ---------------------------------------------------------------------------------------------------
 
 
+FIRST, SECOND = Span(TODAY, TODAY + HOUR), Span(TODAY + 2 * HOUR, TODAY + 3 * HOUR)
+RECORDS = "_quarantine/unit=coin/depth=1500/interval=MINUTE/coin=BTC"
+
+
 def test_a_record_goes_with_its_answer_when_its_span_is_covered(store: Store) -> None:
-    first, second = Window(BTC, Span(TODAY, TODAY + HOUR)), Window(BTC, Span(TODAY + 2 * HOUR, TODAY + 3 * HOUR))
-    store.quarantine(first, "volume is nan", b"[nan]")
-    store.quarantine(second, "never came", None)
-    assert store.quarantined(BTC) == Spans.of([first.span, second.span])
+    store.quarantine(SLAB, FIRST, {"reason": "volume is nan"}, b"[nan]")
+    store.quarantine(SLAB, SECOND, {"reason": "never came"})
+    assert store.quarantined(BTC) == Spans.of([FIRST, SECOND])
     assert store.quarantined(Series("ETH")) == Spans()
     store.write_day(make_day(59), SLAB)
     store.release(BTC, SLAB.span)
-    assert store.quarantined(BTC) == Spans.of([first.span, second.span])
+    assert store.quarantined(BTC) == Spans.of([FIRST, SECOND])
     store.write_day(make_day(60), SLAB)
     store.release(BTC, SLAB.span)
-    assert store.quarantined(BTC) == Spans.of([second.span])
+    assert store.quarantined(BTC) == Spans.of([SECOND])
     store.write_day(make_day(1440), SLAB)
-    store.release(BTC, SLAB.span, keep=[second.span])
+    store.release(BTC, SLAB.span, keep=[SECOND])
     store.release(BTC, Span(TODAY - DAY, TODAY))
     store.release(Series("ETH"), SLAB.span)
-    assert store.quarantined(BTC) == Spans.of([second.span])
+    assert store.quarantined(BTC) == Spans.of([SECOND])
     store.release(BTC, SLAB.span)
-    assert list(read_tree(store.root)) == [PLACE]
+    assert [path for path in read_tree(store.root) if not path.startswith("_tmp")] == [PLACE]
 
 
 def test_a_record_says_why_and_keeps_the_answer(store: Store) -> None:
-    store.quarantine(Window(BTC, Span(TODAY, TODAY + HOUR)), "volume is nan", b"[nan]")
+    with store.lock(SLAB):
+        store.quarantine(SLAB, FIRST, {"reason": "volume is nan", "request": "GET /"}, b"[nan]")
     tree = read_tree(store.root)
-    place = f"_quarantine/unit=coin/depth=1500/interval=MINUTE/coin=BTC/{TODAY}-{TODAY + HOUR}"
-    assert tree[f"{place}.body"] == b"[nan]"
-    assert json.loads(tree[f"{place}.json"]) == {"from": TODAY, "to": TODAY + HOUR, "reason": "volume is nan"}
+    assert tree[f"{RECORDS}/{TODAY}-{TODAY + HOUR}.body"] == b"[nan]"
+    assert json.loads(tree[f"{RECORDS}/{TODAY}-{TODAY + HOUR}.json"]) == {
+        "from": TODAY,
+        "to": TODAY + HOUR,
+        "reason": "volume is nan",
+        "request": "GET /",
+    }
+    assert not [path for path in tree if path.startswith("_tmp")]
 
 
-@pytest.mark.parametrize("record", [b"", b"{}", b"[]", b'{"from": 1}', b'{"from": "a", "to": "b"}', b"\xff"])
-def test_a_record_that_cannot_be_read_explains_nothing(store: Store, record: bytes) -> None:
-    good = Window(BTC, Span(TODAY, TODAY + HOUR))
-    store.quarantine(good, "never came", None)
-    folder = next((store.root / "_quarantine").rglob("coin=BTC"))
-    (folder / "0-60.json").write_bytes(record)
-    assert store.quarantined(BTC) == Spans.of([good.span])
+@pytest.mark.parametrize("name", ["0-60.txt", "60.json", "a-b.json", "-1-60.json", "2026-03-31.parquet", "0-60.json~"])
+def test_what_is_no_record_explains_nothing(store: Store, name: str) -> None:
+    store.quarantine(SLAB, FIRST, {"reason": "never came"})
+    (store.root / RECORDS / name).write_bytes(b"notes of somebody")
+    assert store.quarantined(BTC) == Spans.of([FIRST])
+    store.write_day(make_day(1440), SLAB)
+    store.release(BTC, SLAB.span)
+    assert (store.root / RECORDS / name).exists()
+    assert store.quarantined(BTC) == Spans()
+
+
+def test_an_answer_whose_record_was_never_written_goes_as_well(store: Store) -> None:
+    """A process was killed between the two."""
+    store.quarantine(SLAB, FIRST, {"reason": "volume is nan"}, b"[nan]")
+    (store.root / RECORDS / f"{FIRST.start}-{FIRST.end}.json").unlink()
+    assert store.quarantined(BTC) == Spans()
+    store.write_day(make_day(1440), SLAB)
+    store.release(BTC, SLAB.span)
+    assert not list((store.root / RECORDS).iterdir())
 
 
 def test_free_space_is_known_before_the_root_is(store: Store) -> None:
