@@ -5,6 +5,7 @@ synced, renamed into place, and its folder synced: after a crash a day is the ol
 """
 
 import contextlib
+import errno
 import fcntl
 import json
 import logging
@@ -128,20 +129,27 @@ class Store:
             As `footer`; or its rows are not those that its footer vouches for.
         """
         path = self._path(series, day)
-        try:
-            table = pq.ParquetFile(path, page_checksum_verification=True).read()
-        except FileNotFoundError:
+        data = self._read_bytes(path)
+        if data is None:
             return None
-        except (OSError, pa.ArrowException) as exc:
-            raise _unreadable(path, exc) from exc
-        footer = layout.decode_footer(table.schema.metadata, str(path))
+        table, footer = decode_file(data, str(path))
         layout.check_place(footer, series, day, str(path))
         if not table.schema.equals(layout.SCHEMA):
             raise DamagedError(f"{path} has other columns than heatpipe writes", str(path))
         rows = layout.decode_rows(table)
         if layout.digest_rows(rows.row_timestamps(), rows.price, rows.volume) != footer.digest:
             raise DamagedError(f"{path} holds other rows than its footer vouches for", str(path))
+        layout.check_seal(data, str(path))
         return Day(series, day, rows, footer.coverage)
+
+    def _read_bytes(self, path: Path) -> bytes | None:
+        """Return a file as it is at one moment, whoever replaces it meanwhile; None where there is none."""
+        try:
+            return path.read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as exc:
+            raise _unreadable(path, exc) from exc
 
     def size_bytes(self, series: Series) -> int:
         """Size of a series' files."""
@@ -192,8 +200,23 @@ class Store:
         LockedError
             Another process holds it; says which.
         """
-        with self._hold(layout.slab_name(slab), str(slab), wait):
+        name = layout.slab_name(slab)
+        with self._hold(name, str(slab), wait):
+            self._check_way(self._scratch(name))
+            self._check_way(self.root / layout.series_path(slab.series))
             yield
+
+    def _check_way(self, folder: Path) -> None:
+        """Raise a DatasetError if a folder cannot be made or written to: better now than when a day is paid for."""
+        while not folder.exists() and folder != self.root:
+            folder = folder.parent
+        with _file_errors(folder):
+            if not folder.is_dir():
+                raise NotADirectoryError(errno.ENOTDIR, "", str(folder))
+            if not os.access(folder, os.W_OK | os.X_OK):
+                read_only = os.statvfs(folder).f_flag & os.ST_RDONLY
+                number = errno.EROFS if read_only else errno.EACCES
+                raise OSError(number, os.strerror(number), str(folder))
 
     def sweep(self) -> None:
         """Remove what processes that were killed left below ``_tmp/``; not what others still work on."""
@@ -295,14 +318,31 @@ class Store:
         return self.root / QUARANTINE / layout.series_path(series).relative_to(layout.TABLE)
 
 
-def encode_file(day: Day) -> bytes:
+def encode_file(day: Day) -> bytearray:
     """Encode a day as the bytes of a Parquet file: a pure function of its rows and coverage."""
     table = layout.encode_day(day)
     sink = pa.BufferOutputStream()
     with pq.ParquetWriter(sink, table.schema, **PARQUET) as writer:
         writer.write_table(table, row_group_size=ROWS_PER_GROUP)
-    data: bytes = sink.getvalue().to_pybytes()
+        writer.add_key_value_metadata({layout.SEAL_KEY: layout.blank_seal()})
+    data = bytearray(sink.getvalue())
+    layout.seal(data)
     return data
+
+
+def decode_file(data: bytes, path: str) -> tuple[pa.Table, Footer]:
+    """Return the rows of a file, page checksums checked, and what it says of itself; nothing is held against it yet.
+
+    Raises
+    ------
+    DamagedError, DatasetError
+        It is no Parquet file, or has no footer of this version of heatpipe's.
+    """
+    try:
+        table = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True).read(use_threads=False)
+    except (OSError, pa.ArrowException) as exc:
+        raise DamagedError(f"{path} cannot be read: {_reason(exc)}", path) from exc
+    return table, layout.decode_footer(table.schema.metadata, path)
 
 
 def _write_synced(path: Path, data: bytes | bytearray) -> None:
@@ -352,6 +392,8 @@ def _file_errors(path: Path) -> Iterator[None]:
 
 def _unreadable(path: Path, exc: Exception) -> DatasetError:
     """Tell a file that cannot be read now, by what the system said, from one that is no sound Parquet."""
+    if path.is_dir():
+        return DatasetError(f"{path} is a folder, where a day's file belongs: move it away", str(path))
     kind = DatasetError if isinstance(exc, OSError) and exc.errno else DamagedError
     return kind(f"{path} cannot be read: {_reason(exc)}", str(path))
 

@@ -1,5 +1,6 @@
 """Paths, tables and footers: there and back again, and nothing that a name from outside could break."""
 
+import io
 import json
 from datetime import date
 from pathlib import Path, PurePosixPath
@@ -7,15 +8,18 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import xxhash
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from heatpipe import layout
-from heatpipe.errors import ConfigError, DatasetError
+from heatpipe.errors import ConfigError, DamagedError, DatasetError
 from heatpipe.layout import Day, Footer
 from heatpipe.model import DAY_S, Coverage, Series, Snapshots, Span, Spans
 from heatpipe.plan import Slab
+from heatpipe.store import encode_file
 from heatpipe.upstream import Interval
 
 BTC = Series("BTC")
@@ -590,3 +594,44 @@ def test_a_file_that_covers_more_than_its_day_is_refused() -> None:
     long = Footer(BTC, Coverage(Spans.of([Span(START, START + DAY_S + 60)])), 0, 0, "")
     with pytest.raises(DatasetError, match="its folder says 2026-03-30"):
         layout.check_place(long, BTC, DAY, "some/path")
+
+
+# --- the seal -----------------------------------------------------------------------------------------------------
+
+
+def sealed_file() -> bytearray:
+    return encode_file(SMALL)
+
+
+def test_every_flipped_byte_breaks_the_seal() -> None:
+    data = sealed_file()
+    layout.check_seal(bytes(data), "x")
+    for at in range(len(data)):
+        data[at] ^= 1
+        with pytest.raises(DamagedError, match=r"^x "):
+            layout.check_seal(bytes(data), "x")
+        data[at] ^= 1
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"heatpipe.seal\x18 ",
+        bytes(sealed_file()[:-1]),
+        bytes(sealed_file()[1:]),
+        bytes(sealed_file() + b"\0"),
+        bytes(sealed_file().replace(b"heatpipe.seal", b"heatpipe.sale")),
+    ],
+    ids=["nothing", "only a marker", "cut short", "beheaded", "one byte too many", "without a seal"],
+)
+def test_what_is_not_whole_has_no_seal(data: bytes) -> None:
+    with pytest.raises(DamagedError):
+        layout.check_seal(data, "x")
+
+
+def test_a_seal_is_what_the_readme_says() -> None:
+    """Anyone can check it: XXH3 of the file with zeros where the seal stands."""
+    data = bytes(sealed_file())
+    found = pq.read_metadata(io.BytesIO(data)).metadata[b"heatpipe.seal"]
+    assert xxhash.xxh3_128_hexdigest(data.replace(found, b"0" * 32)).encode() == found
