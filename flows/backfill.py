@@ -18,7 +18,7 @@ from heatpipe import cli
 from heatpipe.config import Settings, Target, parse_instant, parse_last
 from heatpipe.errors import ConfigError, HeatpipeError, IncompleteError, Stopped
 from heatpipe.fetch import Crew, Stop
-from heatpipe.ingest import Standing, carry_out
+from heatpipe.ingest import Standing, carry_out, tidy
 from heatpipe.model import Series
 from heatpipe.plan import Plan, SlabPlan
 from heatpipe.progress import plain_progress, show_bytes, show_seconds
@@ -140,6 +140,7 @@ def _targets(
 def _fill_slabs(plan: Plan, settings: Settings) -> dict[str, Any] | State[Any]:
     """Run a task for each slab that has something to fetch; end them all when this run is ended."""
     shared = Shared()
+    tidy(plan, Store(settings.root))
     try:
         futures = [fill_slab.submit(slab, settings.root, shared) for slab in plan.slabs if slab.windows]
         wait(futures)

@@ -110,6 +110,7 @@ def backfill(
     for warning in plan.warnings:
         LOG.warning("%s", warning)
     if not plan.requests:
+        tidy(plan, store)
         return Report()
     with Crew(settings, budget=budget, stop=stop, clock=clock) as crew:
         return carry_out(plan, store, crew, refetch=refetch, wait_for_locks=wait_for_locks, on_progress=on_progress)
@@ -169,6 +170,7 @@ def carry_out(
     ConfigError, DatasetError, Stopped
         As `backfill`.
     """
+    tidy(plan, store)
     slabs = [slab for slab in plan.slabs if slab.windows]
     run = _Run(
         crew,
@@ -180,6 +182,18 @@ def carry_out(
         standing=standing or Standing(),
     )
     return run.carry_out()
+
+
+def tidy(plan: Plan, store: Store) -> None:
+    """Remove what runs that were killed have left: temporary files, and records of what has come since.
+
+    A slab in which something is missing is not looked at: whoever fills it removes its records.
+    """
+    store.sweep()
+    for slab in [one.slab for one in plan.slabs if not one.windows]:
+        if store.quarantined(slab.series).within(slab.span):
+            with contextlib.suppress(DatasetError), store.lock(slab):
+                store.release(slab.series, slab.span)
 
 
 class _Run:
@@ -210,7 +224,6 @@ class _Run:
         self._windows_done = 0
 
     def carry_out(self) -> Report:
-        self._store.sweep()
         try:
             while True:
                 self._top_up()

@@ -168,6 +168,20 @@ def test_backfill_then_backfill_again_then_status_and_picture(
     assert (tmp_path / "btc.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_refetch_asks_for_what_is_on_disk_and_says_beforehand_what_it_costs(
+    heatpipe: Heatpipe, tmp_path: Path
+) -> None:
+    span = ("--coin", "BTC", "--start", "2026-06-01", "--end", "2026-06-01T03:00", "--json")
+    assert heatpipe("backfill", *span).returncode == 0
+    (path,) = (tmp_path / "data" / "liquidations").rglob("*.parquet")
+    before, written = path.read_bytes(), path.stat().st_ino
+    assert json.loads(heatpipe("plan", *span).stdout)["weight"] == 0
+    assert json.loads(heatpipe("plan", *span, "--refetch").stdout)["weight"] == 5
+    report = json.loads(heatpipe("backfill", *span, "--refetch").stdout)
+    assert (report["requests"], report["points"], report["days"]) == (1, 180, 1)
+    assert (path.read_bytes(), path.stat().st_ino != written) == (before, True)
+
+
 def test_the_file_s_series_run_where_no_coin_is_named(heatpipe: Heatpipe, tmp_path: Path) -> None:
     (tmp_path / "two.toml").write_text(
         '[[series]]\ncoins = ["BTC"]\ninterval = "HOUR"\nstart = 2026-06-01\nend = 2026-06-02\n'

@@ -846,6 +846,21 @@ def test_a_record_goes_when_its_span_was_covered_by_and_by(upstream: MakeUpstrea
     assert read_tree(Path(chosen.root) / "_quarantine") == {}
 
 
+def test_a_record_that_a_killed_run_left_goes_when_nothing_is_left_to_fetch(
+    upstream: MakeUpstream, settings: MakeSettings
+) -> None:
+    """It died between the last day and its record."""
+    chosen = settings(upstream(honest).url)
+    fill(chosen, BTC, YESTERDAY, TODAY)
+    store = Store(chosen.root)
+    (slab,) = plan_slabs(BTC, Span(YESTERDAY, TODAY))
+    gone, stays = Span(YESTERDAY, YESTERDAY + 600), Span(YESTERDAY - 600, YESTERDAY)
+    for span in (gone, stays):
+        store.quarantine(slab, span, {"reason": "too heavy"})
+    fill(chosen, BTC, YESTERDAY, TODAY)
+    assert store.quarantined(BTC) == Spans.of([stays])
+
+
 def test_three_windows_that_fail_alike_end_their_series(upstream: MakeUpstream, settings: MakeSettings) -> None:
     server = upstream(lambda asked: http(503) if asked.params["coin"] == "SICK" else honest(asked))
     chosen = settings(server.url, patience_s=0.0, concurrency=1)
