@@ -196,7 +196,7 @@ class Client:
     def _receive(self, response: httpx.Response, window: Window) -> tuple[bytearray, int]:
         """Read and inflate a body, no further than its cap; return it and its size on the wire."""
         cap = body_cap(window)
-        inflate = _inflater(response.headers.get("Content-Encoding", ""), window)
+        inflate = self._inflater(response, window)
         data = bytearray()
         wire_bytes = 0
         for chunk in self._chunks(response, window):
@@ -207,6 +207,13 @@ class Client:
                     raise TooHeavyError(f"{window}: the answer is larger than {cap:,} bytes")
         inflate.finish()
         return data, wire_bytes
+
+    def _inflater(self, response: httpx.Response, window: Window) -> "_Inflater":
+        named = response.headers.get("Content-Encoding", "")
+        encoding = named.strip().lower()
+        if encoding not in ("", "identity", "gzip"):
+            raise TransientError(f"{window}: the answer is encoded as {self._clean(named)!a}, asked was gzip")
+        return _Inflater(window, compressed=encoding == "gzip")
 
     def _chunks(self, response: httpx.Response, window: Window) -> Iterator[bytes]:
         """Yield what arrives as it arrives; a drip never times out, so patience ends it."""
@@ -242,7 +249,7 @@ class Client:
         """Return `error`, `message` and `retry_after` of an error body, as far as it has them."""
         text = bytearray()
         try:
-            inflate = _inflater(response.headers.get("Content-Encoding", ""), window)
+            inflate = self._inflater(response, window)
             for chunk in self._chunks(response, window):
                 for piece in inflate(chunk):
                     text += piece
@@ -351,15 +358,12 @@ def _backoffs() -> Iterator[float]:
         most = min(BACKOFF_MOST_S, 2 * most)
 
 
-class _inflater:  # noqa: N801 - used like a function
+class _Inflater:
     """Inflates a stream chunk by chunk, in pieces of bounded size: a bomb is noticed before it is memory."""
 
-    def __init__(self, encoding: str, window: Window) -> None:
+    def __init__(self, window: Window, *, compressed: bool) -> None:
         self._window = window
-        encoding = encoding.strip().lower()
-        if encoding not in ("", "identity", "gzip"):
-            raise TransientError(f"{window}: the answer is encoded as {encoding[:20]!a}, asked was gzip")
-        self._stream = zlib.decompressobj(wbits=31) if encoding == "gzip" else None
+        self._stream = zlib.decompressobj(wbits=31) if compressed else None
 
     def __call__(self, chunk: bytes) -> Iterator[bytes]:
         if self._stream is None:
