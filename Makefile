@@ -20,7 +20,7 @@ unexport KIYOTAKA_API_KEY HEATPIPE_API_URL HEATPIPE_DATA HEATPIPE_KEY_HEADER HEA
 	PREFECT_API_URL PREFECT_API_KEY PREFECT_PROFILE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format bench lock clean
+.PHONY: help setup demo test lint format bench fuzz soak lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | while IFS="$$(printf '\t')" read -r t d; do \
@@ -46,6 +46,18 @@ format: $(READY) ## put the code into its form
 bench: $(READY) ## measure every stage and the whole against the peers
 	@$(BIN)/python -m tests.benchmarks $(ARGS)
 
+# The bound stands in pyproject.toml; pip reads groups from there only since 25.1.
+FUZZER = $$($(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["dependency-groups"]["fuzz"])')
+fuzz: $(READY) ## hold the decoder against a plain reader, under a fuzzer: make fuzz SECONDS=60
+	@$(BIN)/python -c 'import atheris' 2>/dev/null || \
+		$(BIN)/pip install -qqq --disable-pip-version-check --only-binary :all: $(FUZZER) || { \
+		echo 'make fuzz needs atheris, and pip cannot install it: it has wheels for CPython 3.11 to 3.14 on Linux x86_64.'; \
+		exit 1; }
+	@$(BIN)/python -m tests.fuzz --seconds $(or $(SECONDS),60)
+
+soak: $(READY) ## kill it everywhere, then a week of chaos and kills; takes some minutes
+	@$(BIN)/python -m tests.crash $(ARGS)
+
 lock: $(READY) ## write requirements.lock anew from pyproject.toml
 	@$(BIN)/pip install --quiet uv
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
@@ -53,7 +65,7 @@ lock: $(READY) ## write requirements.lock anew from pyproject.toml
 		--output-file requirements.lock pyproject.toml
 
 clean: ## remove what setup, demo and test have made
-	rm -rf $(VENV) .prefect data/demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .prefect data/demo .pytest_cache .mypy_cache .ruff_cache .hypothesis .fuzz
 
 $(READY): requirements.lock pyproject.toml
 	@if ! [ "$(PYTHON)" ] || ! $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \

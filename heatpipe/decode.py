@@ -31,7 +31,8 @@ _ARRAY_START: Final = re.compile(rb'"flat_points"\s*:\s*\[')
 _NUMBER_BYTES: Final = b"0123456789+-.eE,"
 _SPACE_BYTES: Final = b" \t\r\n"
 _SPLIT_NUMBER: Final = re.compile(rb"[^,\s]\s+[^,\s]")
-_CUT: Final = "heatpipe cut the numbers out here"
+_CUT: Final = ...  # in the envelope that was read: the numbers stood here. No JSON value is like it
+_CUT_TEXT: Final = b"NaN"
 _COMMA: Final = ord(",")
 
 
@@ -65,30 +66,43 @@ def decode_body(body: Buffer, window: Window) -> Snapshots:
     .. [1] Vendor documentation, "Liquidation Heatmap", section "Flattened response".
     """
     text, envelope = _cut_out_array(bytes(body) if isinstance(body, memoryview) else body)
-    if not _check_envelope(envelope, window):
-        if text.strip(_SPACE_BYTES):
+    document = _read_json(envelope, is_cut=text is not None)
+    if not _check_envelope(document, window):
+        if text and text.strip(_SPACE_BYTES):
             raise EnvelopeError("flat_points stands outside of the series")
         return Snapshots()
-    return decode_stream(parse_numbers(text), window)
+    return decode_stream(parse_numbers(text or b""), window)
 
 
-def _cut_out_array(body: bytes | bytearray) -> tuple[bytes | bytearray, bytes | bytearray]:
-    """Return the text between the brackets of flat_points, and the document without it."""
+def _cut_out_array(body: bytes | bytearray) -> tuple[bytes | bytearray | None, bytes | bytearray]:
+    """Return the text between the brackets of flat_points, if they are there, and the document without it."""
     found = _ARRAY_START.search(body)
     if not found:
-        return b"", body
+        return None, body
     end = body.find(b"]", found.end())
     if end < 0:
         raise EnvelopeError("the document ends within flat_points")
-    return body[found.end() : end], body[: found.end()] + json.dumps(_CUT).encode() + body[end:]
+    return body[found.end() : end], body[: found.end()] + _CUT_TEXT + body[end:]
 
 
-def _check_envelope(envelope: bytes | bytearray, window: Window) -> bool:
-    """Hold the document against the question; return whether it has a series with flat_points."""
+def _read_json(envelope: bytes | bytearray, *, is_cut: bool) -> Any:
+    """Read JSON, and no more than JSON: `json` alone would take NaN, UTF-16 and halves of characters as well."""
+    cuts = [_CUT] if is_cut else []
+
+    def take_constant(name: str) -> Any:
+        if not cuts:
+            raise ValueError(f"{name} is no JSON")
+        return cuts.pop()
+
     try:
-        document = json.loads(envelope, object_pairs_hook=_unique_keys)
+        text = str(envelope, "utf-8-sig")
+        return json.loads(text, object_pairs_hook=_unique_keys, parse_constant=take_constant)
     except (ValueError, RecursionError) as exc:
         raise EnvelopeError(f"the answer is not a JSON document: {exc}") from None
+
+
+def _check_envelope(document: Any, window: Window) -> bool:
+    """Hold the document against the question; return whether it has a series with flat_points."""
     series = document.get("series") if isinstance(document, dict) else None
     if not isinstance(series, list):
         raise EnvelopeError(f"the answer has no list 'series', but {_show(document)}")

@@ -1,4 +1,4 @@
-"""The decoder against the vendor's own document, an encoder written from the documentation, and a slow twin."""
+"""The decoder against the vendor's own document, an encoder written from the documentation, and a plain reader."""
 
 import json
 import re
@@ -6,8 +6,9 @@ import struct
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from math import inf, isfinite, nan
+from math import inf, nan
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,8 @@ from heatpipe import decode
 from heatpipe.decode import decode_body, decode_stream, parse_numbers
 from heatpipe.errors import DecodeError, EnvelopeError
 from heatpipe.model import Series, Snapshots, Span, Window
+from tests.fuzz.cases import ask, damage_case, make_seeds
+from tests.fuzz.reader import DisagreementError, check_decoder
 
 GOLDEN = (Path(__file__).parent / "golden" / "flattened.json").read_bytes()
 STANDARD = (Path(__file__).parent / "golden" / "standard.json").read_bytes()
@@ -750,74 +753,7 @@ def test_a_coin_may_be_named_like_a_piece_of_json(coin: str) -> None:
                 decode_body(body, WINDOW)
 
 
-# Whatever may come: the twin is slow, plain, and of another build
-
-
-class RefusedError(Exception):
-    """The twin refuses."""
-
-
-def refuse_unless(condition: bool) -> None:
-    if not condition:
-        raise RefusedError
-
-
-def _no_twice(found: list[tuple[str, Any]]) -> dict[str, Any]:
-    refuse_unless(len(dict(found)) == len(found))
-    return dict(found)
-
-
-def _refuse_constant(name: str) -> float:
-    raise RefusedError(name)
-
-
-_NUMBERS = re.compile(rb'("flat_points"\s*:\s*\[)([0-9+\-.eE,\s]*)\]')
-
-
-def _spell_out(found: re.Match[bytes]) -> bytes:
-    """Write what `float` reads as JSON spells it; leave the rest to be refused."""
-    numbers = found[2].split(b",")
-    with suppress(ValueError):
-        numbers = [repr(float(text)).encode() for text in numbers] if found[2].strip() else []
-    return found[1] + b",".join(numbers) + b"]"
-
-
-def decode_plainly(body: bytes, window: Window) -> list[tuple[int, list[bytes], list[bytes]]]:
-    """Decode with `json` and loops, from the page of the vendor and the rules of the house."""
-    try:
-        found = json.loads(
-            _NUMBERS.sub(_spell_out, body).decode(),
-            parse_int=float,
-            object_pairs_hook=_no_twice,
-            parse_constant=_refuse_constant,
-        )
-    except (ValueError, RecursionError) as exc:
-        raise RefusedError from exc
-    refuse_unless(isinstance(found, dict) and isinstance(found.get("series"), list) and len(found["series"]) <= 1)
-    if not found["series"]:
-        return []
-    (series,) = found["series"]
-    refuse_unless(isinstance(series, dict) and isinstance(series.get("id"), dict))
-    asked = {"type": "HYPERLIQUID_LIQUIDATION_AGG", "interval": window.series.interval, "coin": window.series.coin}
-    refuse_unless(all(series["id"].get(key) == value for key, value in asked.items()))
-    stream = series.get("flat_points")
-    refuse_unless(isinstance(stream, list) and all(isinstance(x, float) and isfinite(x) for x in stream))
-
-    points: dict[int, tuple[int, list[bytes], list[bytes]]] = {}
-    at = 0
-    while at < len(stream):
-        refuse_unless(len(stream) - at >= 2)
-        count, stamp = stream[at : at + 2]
-        refuse_unless(count == int(count) and 0 <= count <= window.series.depth)
-        levels = stream[at + 2 : at + 2 + 2 * int(count)]
-        refuse_unless(len(levels) == 2 * int(count))
-        at += 2 + len(levels)
-        price, volume = levels[::2], levels[1::2]
-        refuse_unless(all(x > 0 for x in price) and price == sorted(set(price)) and all(x >= 0 for x in volume))
-        refuse_unless(stamp == int(stamp) and window.span.start * US <= stamp <= window.span.end * US)
-        one = (int(stamp), bits(price), bits(volume))
-        refuse_unless(points.setdefault(int(stamp), one) == one)
-    return [points[stamp] for stamp in sorted(points) if stamp < window.span.end * US]
+# Whatever may come: the plain reader is slow, and of another build
 
 
 Edit = tuple[str, int, bytes]
@@ -880,18 +816,29 @@ def test_random_numbers_are_decoded_or_refused(text: str) -> None:
 
 @given(st.sampled_from(SEEDS), edits)
 @settings(deadline=None, max_examples=800)
-def test_a_document_that_suffered_is_read_as_its_slow_twin_reads_it_or_refused(
+def test_a_document_that_suffered_is_read_as_the_plain_reader_reads_it_or_refused(
     seed: bytes, changes: list[Edit]
 ) -> None:
-    body = mutate(seed, changes)
-    found = decode_or_refuse(body)
-    try:
-        wanted = decode_plainly(body, WINDOW)
-    except RefusedError:
-        assert found is None, "accepted what breaks the contract"
-    else:
-        assert found is not None, "refused what is sound"
-        assert read(found) == wanted
+    check_decoder(mutate(seed, changes), WINDOW, decode_body)
+
+
+@given(st.sampled_from(make_seeds()), st.integers(0, 2**32))
+@settings(deadline=None, max_examples=400)
+def test_damage_upon_damage_to_answers_to_any_question_is_read_as_the_plain_reader_reads_it_or_refused(
+    case: bytes, dice: int
+) -> None:
+    random = Random(dice)
+    for _ in range(8):
+        case = damage_case(case, random, lambda text: change_byte(text, random))
+        question, body = ask(case)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(decode, "PARSE_BLOCK", question.block)
+            check_decoder(body, question.window, decode_body)
+
+
+def change_byte(text: bytes, random: Random) -> bytes:
+    at = random.randrange(len(text) + 1)
+    return text[:at] + random.randbytes(1) + text[at + 1 :]
 
 
 @given(st.lists(st.floats(allow_nan=True, allow_infinity=True) | st.sampled_from([0.0, 1.0, 2.0, START * 1e6])))
@@ -899,3 +846,93 @@ def test_a_document_that_suffered_is_read_as_its_slow_twin_reads_it_or_refused(
 def test_any_stream_of_floats_is_decoded_or_refused(values: list[float]) -> None:
     with suppress(DecodeError):
         decode_stream(np.array(values, np.float64), WINDOW)
+
+
+# What the fuzzer, and the thoughts that went into it, found
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        pytest.param(b'{"series":[],"took":NaN}', id="NaN is no JSON"),
+        pytest.param(b'{"series":[{"took":-Infinity,' + ID + b"," + FLAT + b"}]}", id="nor is -Infinity"),
+        pytest.param(b'{"series":[{' + ID + b"," + FLAT + b',"took":NaN}]}', id="NaN behind the points"),
+        pytest.param(b'{"series":[{' + ID + b',"flat\\u005fpoints":[NaN]}]}', id="NaN for the points"),
+        pytest.param('{"series":[]}'.encode("utf-16"), id="UTF-16"),
+        pytest.param('{"series":[]}'.encode("utf-32-le"), id="UTF-32"),
+        pytest.param(b'{"series":[],"note":"\xed\xa0\x80"}', id="half a character in UTF-8"),
+        pytest.param(b"\xef\xbb\xbf\xef\xbb\xbf" + b'{"series":[]}', id="two byte order marks"),
+    ],
+)
+def test_what_json_alone_would_take_is_no_document(body: bytes) -> None:
+    with pytest.raises(EnvelopeError, match="is not a JSON document"):
+        decode_body(body, WINDOW)
+
+
+def test_a_byte_order_mark_before_the_document_is_passed_over() -> None:
+    assert read(decode_body(b"\xef\xbb\xbf" + GOLDEN, WINDOW)) == read(decode_body(GOLDEN, WINDOW))
+
+
+@pytest.mark.parametrize("forged", [b'"heatpipe cut the numbers out here"', b"NaN", b"Infinity", b"null", b"1"])
+def test_no_document_can_pass_points_that_stand_elsewhere_for_the_series(forged: bytes) -> None:
+    own = ID + b',"flat_points":[' + forged + b"]"
+    for more in (
+        b'"more":{' + FLAT + b'},"series":[{' + own + b"}]",
+        b'"series":[{"more":{' + FLAT + b"}," + own + b"}]",
+    ):
+        with pytest.raises(EnvelopeError):
+            decode_body(b"{" + more + b"}", WINDOW)
+
+
+# The check itself: a decoder that is wrong does not pass it
+
+
+def decode_with(**changes: Callable[[Snapshots], Any]) -> Callable[[bytes, Window], Snapshots]:
+    def decode_wrongly(body: bytes, window: Window) -> Snapshots:
+        found = decode_body(body, window)
+        return replace(found, **{name: change(found) for name, change in changes.items()})
+
+    return decode_wrongly
+
+
+def refuse_with(error: Exception) -> Callable[[bytes, Window], Snapshots]:
+    def decode_never(body: bytes, window: Window) -> Snapshots:
+        raise error
+
+    return decode_never
+
+
+@pytest.mark.parametrize(
+    ("wrong", "body", "says"),
+    [
+        pytest.param(decode_with(price=lambda x: np.nextafter(x.price, 0)), GOLDEN, "read as", id="one bit of a price"),
+        pytest.param(
+            decode_with(volume=lambda x: x.volume * -0.0), document(f"1,{START}000000,1,0"), "read as", id="-0"
+        ),
+        pytest.param(decode_with(timestamp=lambda x: x.timestamp + 1), GOLDEN, "read as", id="a microsecond"),
+        pytest.param(
+            decode_with(levels=lambda x: x.levels - np.array([1, -1])), GOLDEN, "read as", id="a level's point"
+        ),
+        pytest.param(
+            decode_with(levels=lambda x: x.levels - 1), GOLDEN, "not equally long", id="fewer levels than rows"
+        ),
+        pytest.param(decode_with(levels=lambda x: x.levels.astype(np.int32)), GOLDEN, "another type", id="a type"),
+        pytest.param(lambda *_: Snapshots(), GOLDEN, "read as", id="no rows"),
+        pytest.param(lambda *_: Snapshots(), document("1"), "although it breaks", id="no rows for a wrong stream"),
+        pytest.param(lambda *_: Snapshots(), b"{}", "although it breaks", id="no rows for a wrong envelope"),
+        pytest.param(refuse_with(DecodeError("no")), GOLDEN, "although it keeps", id="a refusal"),
+        pytest.param(refuse_with(DecodeError("no")), b"{}", "it is the envelope", id="a refusal that would be split"),
+        pytest.param(refuse_with(DecodeError("\x1b[31m")), b"{}", "one short line", id="a refusal in red"),
+        pytest.param(refuse_with(DecodeError("no" * 999)), b"{}", "one short line", id="a long refusal"),
+    ],
+)
+def test_a_decoder_that_is_wrong_is_found_out(
+    wrong: Callable[[bytes, Window], Snapshots], body: bytes, says: str
+) -> None:
+    with pytest.raises(DisagreementError, match=says):
+        check_decoder(body, WINDOW, wrong)
+
+
+def test_another_exception_than_a_decode_error_is_found_out() -> None:
+    with pytest.raises(IndexError):
+        check_decoder(GOLDEN, WINDOW, refuse_with(IndexError()))
