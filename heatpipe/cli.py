@@ -24,10 +24,12 @@ if TYPE_CHECKING:
     from heatpipe.plan import Plan
     from heatpipe.report import Report
     from heatpipe.status import Tally
+    from heatpipe.verify import Findings
 
 DONE: Final = 0
 FAILED: Final = 1
 USAGE: Final = 2
+UNSOUND: Final = 3
 INTERRUPTED: Final = 130
 
 app = App(
@@ -146,8 +148,11 @@ def backfill(
     _warn(found.warnings)
     check_plan(found, store, settings, max_weight)
     started = time.monotonic()
-    with show_progress(settings, quiet=shared.quiet) as on_progress, Crew(settings) as crew:
-        report = carry_out(found, store, crew, refetch=refetch, wait_for_locks=not no_wait, on_progress=on_progress)
+    try:
+        with show_progress(settings, quiet=shared.quiet) as on_progress, Crew(settings) as crew:
+            report = carry_out(found, store, crew, refetch=refetch, wait_for_locks=not no_wait, on_progress=on_progress)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("what had arrived is on disk, the same command fetches the rest") from None
     seconds = time.monotonic() - started
     for failure in report.failures:
         _say(f"failed: {failure.reason}" if failure.counts else f"left out: {failure.reason}")
@@ -182,6 +187,33 @@ def status(*, series: SeriesFlags = NO_SERIES, shared: SharedFlags = NO_SHARED) 
     else:
         _print_status(tallies, settings.root)
     return DONE
+
+
+@app.command
+def verify(*, series: SeriesFlags = NO_SERIES, shared: SharedFlags = NO_SHARED) -> int:
+    """Read every file back and prove it sound; without a series, all that lies in the dataset. Changes nothing.
+
+    Each problem is a line with the path and the cause, and makes the exit code 3.
+
+    Example: `heatpipe verify --coin BTC --last 7d`
+    """
+    from heatpipe.progress import show_files
+    from heatpipe.store import Store
+    from heatpipe.verify import choose_days, verify_files
+
+    settings = _settings(shared)
+    chosen = None
+    if series != NO_SERIES or settings.targets:
+        chosen = choose_days(_targets_on_disk(series, settings), settings, time.time(), last_s=_last(series))
+    with show_files(quiet=shared.quiet) as on_file:
+        findings = verify_files(Store(settings.root), chosen, on_file=on_file)
+    if shared.json:
+        _print_json(findings.as_document())
+    else:
+        _print_findings(findings, quiet=shared.quiet)
+    if not (findings.files or findings.problems):
+        _say(f"nothing to verify: there is no such file in {settings.root}")
+    return UNSOUND if findings.problems else DONE
 
 
 @app.command
@@ -228,6 +260,7 @@ def sandbox(
     burst: int = 1500,
     latency: float = 0.0,
     gaps: Annotated[bool, Parameter(negative=())] = False,
+    chaos: float = 0.0,
 ) -> int:
     """Serve an emulated API with a made-up market on loopback, until Ctrl-C.
 
@@ -238,21 +271,26 @@ def sandbox(
     port : int
         Port on 127.0.0.1; 0 takes a free one.
     seed : int
-        Another number, another market.
+        Another number, another market and other dice.
     weight_per_minute, burst : int
         The budget of the key "sandbox-key".
     latency : float
         Seconds that every answer takes longer.
     gaps : bool
         Leave out an interval now and then.
+    chaos : float
+        Share of the answers, from 0 to 1, that dice damage: refused, reset, cut short, out of order, or broken so that
+        a careful reader can tell. No interval is left out. A hang or a drip ends by itself after 5 s.
     """
     from heatpipe.sandbox import Market, Options, Tier
     from heatpipe.sandbox import run as run_sandbox
 
     if not 0 <= port <= 65535 or weight_per_minute < 1 or burst < 1 or latency < 0:
         raise ConfigError("a port lies between 0 and 65535, a budget is at least 1, a latency at least 0")
+    if not 0 <= chaos <= 1:
+        raise ConfigError(f"--chaos is a share of the answers, from 0 to 1, not {chaos:g}")
     keys = {"sandbox-key": Tier("advanced", weight_per_minute, burst)}
-    options = Options(market=Market(seed, gaps=gaps), keys=keys, latency_s=latency)
+    options = Options(market=Market(seed, gaps=gaps), keys=keys, latency_s=latency, chaos=chaos, seed=seed)
     try:
         run_sandbox(options, port, on_start=_print_sandbox)
     except OSError as exc:
@@ -404,7 +442,7 @@ def _print_report(report: "Report", found: "Plan", seconds: float) -> None:
     if found.open:
         print(f"{found.open:,} intervals are not closed yet: ask again later")
     if not report.requests:
-        print(f"Nothing to fetch: {found.intervals - found.missing:,} intervals are on disk already.")
+        print(_say_nothing_came(report, found))
         return
     print(
         f"{report.rows:,} rows of {report.points:,} snapshots in {report.days:,} day files "
@@ -413,6 +451,14 @@ def _print_report(report: "Report", found: "Plan", seconds: float) -> None:
     print(f"{report.requests:,} requests, weight {report.weight:,}, {show_bytes(report.wire_bytes)} received")
     if report.open or report.young:
         print(f"{report.open + report.young:,} intervals were open or too young to be called absent: ask again later")
+
+
+def _say_nothing_came(report: "Report", found: "Plan") -> str:
+    if report.failures:
+        return "Nothing was fetched."
+    if found.requests:
+        return "Nothing left to fetch: another process has brought it."
+    return f"Nothing to fetch: {found.intervals - found.missing:,} intervals are on disk already."
 
 
 def _print_status(tallies: "list[Tally]", root: str) -> None:
@@ -437,6 +483,16 @@ def _print_status(tallies: "list[Tally]", root: str) -> None:
         table.add_row(series, *(_minute(at) for at in tally.span), *counts)
     # Wider than any terminal: a line that wraps can be read, one that is squeezed cannot.
     Console(width=1000, markup=False, highlight=False).print(table)
+
+
+def _print_findings(findings: "Findings", *, quiet: bool) -> None:
+    from heatpipe.progress import show_bytes
+
+    for problem in findings.problems:
+        print(f"{problem.path}: {problem.cause}")
+    if findings.files and not quiet:
+        read = f"{findings.files:,} files, {findings.rows:,} sound rows, {show_bytes(findings.size_bytes)}"
+        print(f"{read}; problems: {len(findings.problems):,}" if findings.problems else f"{read}; all sound")
 
 
 def _minute(time_s: int) -> str:
@@ -501,8 +557,8 @@ def call(command: Callable[[], int]) -> int:
     except OSError as exc:
         _say(f"heatpipe: {exc.filename or 'the system'}: {exc.strerror or exc}")
         return FAILED
-    except KeyboardInterrupt:
-        _say("heatpipe: interrupted; what had arrived is on disk, the same command fetches the rest")
+    except KeyboardInterrupt as exc:
+        _say("; ".join(["heatpipe: interrupted", *map(str, exc.args)]))
         return INTERRUPTED
 
 

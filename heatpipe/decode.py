@@ -8,6 +8,7 @@ pairs. Headers are found by walking; the payload is strided views. Nothing is be
 
 import json
 import re
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any, Final
 
@@ -31,6 +32,8 @@ _ARRAY_START: Final = re.compile(rb'"flat_points"\s*:\s*\[')
 _NUMBER_BYTES: Final = b"0123456789+-.eE,"
 _SPACE_BYTES: Final = b" \t\r\n"
 _SPLIT_NUMBER: Final = re.compile(rb"[^,\s]\s+[^,\s]")
+_NO_NUMBERS: Final = re.compile(rb'[\["]')
+_BRACKET_OR_STRING: Final = re.compile(rb'[\[\]]|"(?:[^"\\]|\\.)*"', re.DOTALL)
 _CUT: Final = ...  # in the envelope that was read: the numbers stood here. No JSON value is like it
 _CUT_TEXT: Final = b"NaN"
 _COMMA: Final = ord(",")
@@ -65,8 +68,15 @@ def decode_body(body: Buffer, window: Window) -> Snapshots:
     ----------
     .. [1] Vendor documentation, "Liquidation Heatmap", section "Flattened response".
     """
-    text, envelope = _cut_out_array(bytes(body) if isinstance(body, memoryview) else body)
-    document = _read_json(envelope, is_cut=text is not None)
+    body = bytes(body) if isinstance(body, memoryview) else body
+    text, envelope = _cut_out_array(body)
+    try:
+        document = _read_json(envelope, is_cut=text is not None)
+    except EnvelopeError:
+        if text is None or not _NO_NUMBERS.search(text):
+            raise
+        text, envelope = _cut_out_array(body, find_end=_find_outer_end)
+        document = _read_json(envelope, is_cut=True)
     if not _check_envelope(document, window):
         if text and text.strip(_SPACE_BYTES):
             raise EnvelopeError("flat_points stands outside of the series")
@@ -74,15 +84,27 @@ def decode_body(body: Buffer, window: Window) -> Snapshots:
     return decode_stream(parse_numbers(text or b""), window)
 
 
-def _cut_out_array(body: bytes | bytearray) -> tuple[bytes | bytearray | None, bytes | bytearray]:
+def _cut_out_array(
+    body: bytes | bytearray, find_end: Callable[[bytes | bytearray, int], int] = lambda body, at: body.find(b"]", at)
+) -> tuple[bytes | bytearray | None, bytes | bytearray]:
     """Return the text between the brackets of flat_points, if they are there, and the document without it."""
     found = _ARRAY_START.search(body)
     if not found:
         return None, body
-    end = body.find(b"]", found.end())
+    end = find_end(body, found.end())
     if end < 0:
         raise EnvelopeError("the document ends within flat_points")
     return body[found.end() : end], body[: found.end()] + _CUT_TEXT + body[end:]
+
+
+def _find_outer_end(body: bytes | bytearray, start: int) -> int:
+    """Return where the array that begins at `start` ends; arrays and strings in it are wrong values, not a cut."""
+    depth = 1
+    for token in _BRACKET_OR_STRING.finditer(body, start):
+        depth += {b"[": 1, b"]": -1}.get(token.group(), 0)
+        if not depth:
+            return token.start()
+    return -1
 
 
 def _read_json(envelope: bytes | bytearray, *, is_cut: bool) -> Any:

@@ -76,6 +76,60 @@ def plain_progress(settings: Settings, say: Callable[[str], None]) -> Callable[[
     return show
 
 
+@contextmanager
+def show_files(*, quiet: bool = False) -> Iterator[Callable[[int, int], None]]:
+    """Yield a callback that shows how many files of how many are done.
+
+    Parameters
+    ----------
+    quiet : bool
+        Show nothing.
+    """
+    if quiet:
+        yield lambda _done, _files: None
+    elif sys.stderr.isatty():
+        with _file_bar() as show:
+            yield show
+    else:
+        yield plain_files(lambda line: print(line, file=sys.stderr, flush=True))
+
+
+@contextmanager
+def _file_bar() -> Iterator[Callable[[int, int], None]]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+    from rich.progress import Progress as Bar
+
+    with Bar(
+        BarColumn(), MofNCompleteColumn(), TextColumn("files"), console=Console(stderr=True), transient=True
+    ) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda done, files: bar.update(task, completed=done, total=files)
+
+
+def plain_files(
+    say: Callable[[str], None], *, clock: Callable[[], float] = time.monotonic
+) -> Callable[[int, int], None]:
+    """Return a callback that says a line now and then.
+
+    Parameters
+    ----------
+    say : callable
+        Takes the line.
+    clock : callable
+        Seconds.
+    """
+    due = clock() + PLAIN_EVERY_S
+
+    def show(done: int, files: int) -> None:
+        nonlocal due
+        if clock() >= due:
+            due = clock() + PLAIN_EVERY_S
+            say(f"{done:,} of {files:,} files")
+
+    return show
+
+
 def _describe(progress: Progress, settings: Settings) -> str:
     left_s = progress.weight_left * 60 / settings.weight_per_minute
     done = progress.done

@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 import pyarrow as pa
@@ -102,7 +102,7 @@ class Store:
             metadata = pq.read_metadata(path).metadata
         except FileNotFoundError:
             return None
-        except (OSError, pa.ArrowException) as exc:
+        except (OSError, ValueError, pa.ArrowException) as exc:
             raise _unreadable(path, exc) from exc
         footer = layout.decode_footer(metadata, str(path))
         layout.check_place(footer, series, day, str(path))
@@ -134,8 +134,7 @@ class Store:
             return None
         table, footer = decode_file(data, str(path))
         layout.check_place(footer, series, day, str(path))
-        if not table.schema.equals(layout.SCHEMA):
-            raise DamagedError(f"{path} has other columns than heatpipe writes", str(path))
+        layout.check_columns(table.schema, str(path))
         rows = layout.decode_rows(table)
         if layout.digest_rows(rows.row_timestamps(), rows.price, rows.volume) != footer.digest:
             raise DamagedError(f"{path} holds other rows than its footer vouches for", str(path))
@@ -150,6 +149,33 @@ class Store:
             return None
         except OSError as exc:
             raise _unreadable(path, exc) from exc
+
+    def list_folder(self, folder: PurePosixPath) -> list[tuple[str, str]]:
+        """Return name and kind of what lies in a folder, sorted; nothing where there is no folder.
+
+        Raises
+        ------
+        DatasetError
+            It cannot be read.
+        """
+        path = self.root / folder
+        try:
+            with os.scandir(path) as entries:
+                return sorted((entry.name, _kind(entry)) for entry in entries)
+        except FileNotFoundError:
+            return []
+        except OSError as exc:
+            raise DatasetError(f"{path} cannot be read: {_reason(exc)}", str(path)) from exc
+
+    def read_file(self, path: PurePosixPath) -> bytes | None:
+        """Return the bytes of a file, opened once; None where there is none.
+
+        Raises
+        ------
+        DatasetError
+            It cannot be read.
+        """
+        return self._read_bytes(self.root / path)
 
     def size_bytes(self, series: Series) -> int:
         """Size of a series' files."""
@@ -245,7 +271,9 @@ class Store:
             with _file_errors(path):
                 os.ftruncate(descriptor, 0)
                 os.pwrite(descriptor, f"process {os.getpid()} on {os.uname().nodename}\n".encode(), 0)
-            shutil.rmtree(self._scratch(name), ignore_errors=True)  # leftovers of one that was killed
+            if self._scratch(name).exists():  # of one that was killed, perhaps before it could sync a folder
+                os.sync()
+                shutil.rmtree(self._scratch(name), ignore_errors=True)
             try:
                 yield
             finally:
@@ -340,7 +368,7 @@ def decode_file(data: bytes, path: str) -> tuple[pa.Table, Footer]:
     """
     try:
         table = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True).read(use_threads=False)
-    except (OSError, pa.ArrowException) as exc:
+    except (OSError, ValueError, pa.ArrowException) as exc:  # a name that is no text is a UnicodeDecodeError
         raise DamagedError(f"{path} cannot be read: {_reason(exc)}", path) from exc
     return table, layout.decode_footer(table.schema.metadata, path)
 
@@ -392,7 +420,7 @@ def _file_errors(path: Path) -> Iterator[None]:
 
 def _unreadable(path: Path, exc: Exception) -> DatasetError:
     """Tell a file that cannot be read now, by what the system said, from one that is no sound Parquet."""
-    if path.is_dir():
+    if os.path.isdir(path):  # noqa: PTH112 - Path.is_dir raises below a folder that may not be searched
         return DatasetError(f"{path} is a folder, where a day's file belongs: move it away", str(path))
     kind = DatasetError if isinstance(exc, OSError) and exc.errno else DamagedError
     return kind(f"{path} cannot be read: {_reason(exc)}", str(path))
@@ -401,6 +429,14 @@ def _unreadable(path: Path, exc: Exception) -> DatasetError:
 def _reason(exc: Exception) -> str:
     text = getattr(exc, "strerror", None) or str(exc) or type(exc).__name__
     return text.splitlines()[0]
+
+
+def _kind(entry: os.DirEntry[str]) -> str:
+    if entry.is_symlink():
+        return "symbolic link"
+    if entry.is_dir():
+        return "folder"
+    return "file" if entry.is_file() else "special file"
 
 
 def _folders(parent: Path, key: str) -> list[Path]:

@@ -15,7 +15,8 @@ import pytest
 
 from heatpipe.sandbox import Market, Options, Tier, serve
 
-KEYS = {"sandbox-key": Tier("advanced", 10**6, 10**6), "basic-key": Tier("basic", liquidations=False)}
+# Without an end of the history, so that the dates below may grow old.
+KEYS = {"sandbox-key": Tier("enterprise", 10**6, 10**6, history_days=0), "basic-key": Tier("basic", liquidations=False)}
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 Heatpipe = Callable[..., subprocess.CompletedProcess[str]]
@@ -35,6 +36,7 @@ def environment(upstream: tuple[str, Options], tmp_path: Path) -> dict[str, str]
         "KIYOTAKA_API_KEY": "sandbox-key",
         "HEATPIPE_API_URL": upstream[0],
         "HEATPIPE_DATA": str(tmp_path / "data"),
+        "HEATPIPE_HISTORY_DAYS": "0",
         "COLUMNS": "120",
     }
 
@@ -57,7 +59,7 @@ def one_line(result: subprocess.CompletedProcess[str], code: int) -> str:
     return lines[0]
 
 
-COMMANDS = ("plan", "backfill", "status", "heatmap", "sandbox")
+COMMANDS = ("plan", "backfill", "status", "verify", "heatmap", "sandbox")
 
 
 def test_help_lists_the_commands_and_an_example(heatpipe: Heatpipe) -> None:
@@ -96,7 +98,6 @@ def test_version_is_the_package_s(heatpipe: Heatpipe) -> None:
         (["plan", "--coin", "", "--last", "7d"], "coin ''"),
         (["plan", "--coin", "BTC", "--start", "yesterday"], "--start: 'yesterday'"),
         (["plan", "--coin", "BTC", "--start", "2026-03-02", "--end", "2026-03-01"], "before it starts"),
-        (["plan", "--coin", "BTC", "--start", "2001-03-01", "--end", "2001-03-02"], "beyond the 365 days"),
         (["plan", "--coin", "BTC", "--last", "7d", "--max-weight", "1"], "--max-weight"),
         (["plan", "--config", "nowhere.toml"], "nowhere.toml"),
         (["plan", "--coin", "BTC", "--last", "7d", "--api-url", "http://example.com"], "use https"),
@@ -110,6 +111,11 @@ def test_version_is_the_package_s(heatpipe: Heatpipe) -> None:
 )
 def test_a_wrong_word_gets_one_line_and_2(heatpipe: Heatpipe, arguments: list[str], said: str) -> None:
     assert said in one_line(heatpipe(*arguments), 2)
+
+
+def test_what_lies_beyond_the_history_is_refused(heatpipe: Heatpipe) -> None:
+    span = ("--coin", "BTC", "--start", "2001-03-01", "--end", "2001-03-02")
+    assert "beyond the 365 days" in one_line(heatpipe("plan", *span, HEATPIPE_HISTORY_DAYS=None), 2)
 
 
 def test_without_a_key_nothing_is_asked(heatpipe: Heatpipe) -> None:
@@ -230,7 +236,7 @@ def test_an_interrupt_ends_with_130_within_two_seconds_and_nothing_is_lost(
             _, said = process.communicate(timeout=30)
     assert process.returncode == 130
     assert time.monotonic() - asked < 2
-    assert said.splitlines()[-1].startswith("heatpipe: interrupted")
+    assert said.splitlines()[-1].startswith("heatpipe: interrupted; what had arrived is on disk")
     paid = sum(answered.status == 200 for answered in slow.ledger)
     status = json.loads(heatpipe("status", "--json", *span).stdout)["series"][0]
     assert status["present"] + status["empty"] >= 1000 * (paid - 1)

@@ -30,6 +30,7 @@ ORDER = (
     "frame",
     "sql",
     "status",
+    "verify",
     "heatmap",
     "progress",
     "cli",

@@ -382,6 +382,20 @@ def test_leftovers_of_the_killed_are_swept_and_those_of_the_living_are_not(store
     assert not list((store.root / "_tmp").iterdir())
 
 
+def test_what_a_killed_process_had_not_synced_is_synced(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that was renamed, but whose folder was not synced, looks as if it would last."""
+    synced: list[bool] = []
+    monkeypatch.setattr(os, "sync", lambda: synced.append(True))
+    with store.lock(SLAB):
+        store.write_day(make_day(60), SLAB)
+    assert not synced
+    (store.root / "_tmp" / f"coin-1500-MINUTE-BTC-{SLAB.number}").mkdir()
+    with store.lock(SLAB):
+        assert synced == [True]
+    with store.lock(SLAB):
+        assert synced == [True]
+
+
 def test_a_root_that_is_not_there_needs_no_sweeping(store: Store) -> None:
     store.sweep()
     assert not store.root.exists()

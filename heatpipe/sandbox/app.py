@@ -10,6 +10,9 @@ misreading cannot pass on both sides. Where the documentation is silent, the san
 * ``from`` without a period, or with period 0, gets an empty answer; so does a coin without points: ``"series": []``.
 * Parameters that the documentation does not know are INVALID_PARAMS: a misspelt one should not pass in silence.
 * Of more levels than ``maxDepth``, those nearest the price are kept.
+
+It misbehaves on purpose as `faults` has it. Rules that refuse come before all of the above; what else they spoil, and
+what the dice strike, are answers that would have had status 200.
 """
 
 from __future__ import annotations
@@ -40,7 +43,20 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from heatpipe.sandbox.faults import (
+    ECHO_KEY_ENCODING,
+    HANG,
+    KEY,
+    RESET,
+    Delivery,
+    Document,
+    Mischief,
+    Refusal,
+    Rule,
+    Strike,
+)
 from heatpipe.sandbox.market import INCLUDED_DEPTH, Market, Points
+from heatpipe.sandbox.wire import BadlySent, Protocol
 
 logger = logging.getLogger(__name__)
 
@@ -109,12 +125,23 @@ BASIC = Tier("basic", liquidations=False)
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """One request that the sandbox answered, as its ledger keeps it. Keys are not written down."""
+    """One request that the sandbox answered, as its ledger keeps it. Keys are not written down.
+
+    Attributes
+    ----------
+    status : int
+        0 where none was sent.
+    weight : int
+        What was paid.
+    fault : str
+        The name of what struck, by rule or dice; empty for an honest answer.
+    """
 
     status: int
     weight: int
     path: str
     params: Mapping[str, str]
+    fault: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +163,12 @@ class Options:
     coins : tuple of str, optional
         The coins there are. Without it, every name but an empty one, one with control characters, or one that starts
         with UNKNOWN or NOPE.
+    faults : tuple of Rule
+        Which requests go wrong on purpose, and how; the first that hits, strikes.
+    chaos : float
+        Probability that an answer is damaged by dice, from 0 to 1.
+    seed : int
+        Of the dice; the market has its own.
     ledger : list of Answered
         Every request answered, in order; also at ``app.state.ledger``.
     """
@@ -148,7 +181,14 @@ class Options:
     settle_s: float = 0.0
     clock: Callable[[], float] = time.time
     coins: tuple[str, ...] | None = None
+    faults: tuple[Rule, ...] = ()
+    chaos: float = 0.0
+    seed: int = 0
     ledger: list[Answered] = field(default_factory=list, compare=False)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.chaos <= 1:
+            raise ValueError(f"chaos is a probability, from 0 to 1, not {self.chaos}")
 
 
 def create_app(options: Options, *, on_start: Callable[[], None] = lambda: None) -> Starlette:
@@ -237,7 +277,7 @@ def _server(options: Options, on_start: Callable[[], None] = lambda: None) -> uv
     config = uvicorn.Config(
         create_app(options, on_start=on_start),
         # The same on every machine, whatever faster parsers and loops happen to be installed.
-        http="h11",
+        http=Protocol,
         loop="asyncio",
         ws="none",
         lifespan="on",
@@ -262,6 +302,8 @@ class _Answer:
     body: bytes
     headers: Mapping[str, str] = field(default_factory=dict)
     weight: int = 0
+    fault: str = ""
+    strike: Strike | None = None
 
 
 class _RefusedError(Exception):
@@ -276,15 +318,17 @@ class _RefusedError(Exception):
 
 
 class _Service:
-    """The endpoints, and what lives between requests: a bucket for each key."""
+    """The endpoints, and what lives between requests: a bucket for each key, and whose turn mischief has come to."""
 
     def __init__(self, options: Options) -> None:
         self._options = options
+        self._mischief = Mischief(options.faults, options.chaos, options.seed)
         self._buckets = {key: _Bucket(tier, options.clock) for key, tier in options.keys.items()}
 
     async def points(self, request: Request) -> Response:
+        strike = self._mischief.by_rule(request.query_params)
         try:
-            answer = await self._points(request)
+            answer = await self._points(request, strike)
         except _RefusedError as refused:
             answer = _refusal(refused)
         await asyncio.sleep(self._options.latency_s)
@@ -310,19 +354,40 @@ class _Service:
         logger.error("the sandbox failed at %s", request.url, exc_info=exc)
         return self._send(request, _refusal(_RefusedError(500, "INTERNAL_ERROR", "Internal error")))
 
-    async def _points(self, request: Request) -> _Answer:
+    async def _points(self, request: Request, strike: Strike | None) -> _Answer:
+        if strike is not None and isinstance(strike.fault, Refusal):
+            return self._refusal_on_purpose(strike.fault, request)
         key = self._key(request)
         tier = self._options.keys[key]
         now = self._options.clock()
         query = _parse(request.query_params, now, self._options.coins)
         _check_tier(query, tier, now)
         # Nothing is awaited between look and spend, and one thread runs the loop: two requests cannot spend the same.
+        strike = strike or self._mischief.by_dice(request.query_params)
+        if strike is not None and isinstance(strike.fault, Refusal):
+            self._mischief.answered(request.query_params)
+            return self._refusal_on_purpose(strike.fault, request)
         self._buckets[key].spend(query.weight)
+        self._mischief.answered(request.query_params)
         published_s = math.floor((now - self._options.settle_s) / query.interval_s) * query.interval_s
         compress = _accepts_gzip(request.headers.get("Accept-Encoding", ""))
-        body = await run_in_threadpool(_body, self._options.market, query, published_s, compress)
+        body, fault = await run_in_threadpool(_body, self._options.market, query, published_s, compress, key, strike)
         headers = {"Vary": "Accept-Encoding"} | ({"Content-Encoding": "gzip"} if compress else {})
-        return _Answer(200, body, headers, query.weight)
+        if strike is not None and strike.fault == ECHO_KEY_ENCODING:
+            headers["Content-Encoding"] = key
+        return _Answer(200, body, headers, query.weight, fault, strike)
+
+    def _refusal_on_purpose(self, fault: Refusal, request: Request) -> _Answer:
+        key = request.headers.get(KEY_HEADER, "")
+        if fault.html:
+            return _Answer(fault.status, fault.html.encode(), {"Content-Type": "text/html"}, fault=fault.name)
+        error, message = (text.replace(KEY, key) for text in (fault.error, fault.message))
+        named_s = None if fault.as_date else fault.retry_after_s
+        answer = _refusal(_RefusedError(fault.status, error, message, named_s))
+        headers = dict(answer.headers)
+        if fault.as_date and fault.retry_after_s is not None:
+            headers["Retry-After"] = formatdate(math.ceil(self._options.clock() + fault.retry_after_s), usegmt=True)
+        return _Answer(answer.status, answer.body, headers, fault=fault.name)
 
     def _key(self, request: Request) -> str:
         key = request.headers.get(KEY_HEADER, "")
@@ -332,11 +397,15 @@ class _Service:
 
     def _send(self, request: Request, answer: _Answer) -> Response:
         """Every answer leaves through here."""
+        delivery = answer.strike.fault if answer.strike and isinstance(answer.strike.fault, Delivery) else None
+        status = 0 if delivery and delivery.name in (RESET.name, HANG.name) else answer.status
         self._options.ledger.append(
-            Answered(answer.status, answer.weight, request.url.path, dict(request.query_params))
+            Answered(status, answer.weight, request.url.path, dict(request.query_params), answer.fault)
         )
         date = formatdate(self._options.clock(), usegmt=True)
-        return Response(answer.body, answer.status, {"Date": date, **answer.headers}, media_type="application/json")
+        headers = {"Date": date, "Content-Type": "application/json", **answer.headers}
+        response = Response(answer.body, answer.status, headers)
+        return BadlySent(response, delivery, answer.strike.place) if delivery and answer.strike else response
 
 
 def _refusal(refused: _RefusedError) -> _Answer:
@@ -484,23 +553,29 @@ class _Bucket:
 # --- bodies -------------------------------------------------------------------------------------------------------
 
 
-def _body(market: Market, query: _Query, published_s: int, compress: bool) -> bytes:
+def _body(
+    market: Market, query: _Query, published_s: int, compress: bool, key: str, strike: Strike | None
+) -> tuple[bytes, str]:
+    """Return the body, and the name of the fault that is in it or in how it will be sent."""
     end_s = min(query.start_s + query.period_s, published_s)
     points = market.snapshots(query.coin, query.interval_s, query.start_s, end_s, depth=query.depth, usd=query.usd)
-    text = _text(query, points)
-    return gzip.compress(text, GZIP_LEVEL, mtime=0) if compress else text
+    document = _document(query, points, key)
+    text, fault = strike.harm(document) if strike else (document.text(), "")
+    return (gzip.compress(text, GZIP_LEVEL, mtime=0) if compress else text), fault
 
 
-def _text(query: _Query, points: Points) -> bytes:
-    """Write the document as the vendor does; numbers in their shortest form."""
-    if not len(points.timestamp_us):
-        return b'{"series":[]}'
-    series = orjson.dumps({"type": DATA_TYPE, "interval": query.interval, "coin": query.coin}).decode()
-    snapshots = _flat(points) if query.flatten else _nested(points)
-    if query.descending:
-        snapshots.reverse()
-    name = "flat_points" if query.flatten else "points"
-    return f'{{"series":[{{"id":{series},"{name}":[{",".join(snapshots)}]}}]}}'.encode()
+def _document(query: _Query, points: Points, key: str) -> Document:
+    """Write the snapshots as the vendor does; numbers in their shortest form."""
+    order = slice(None, None, -1 if query.descending else 1)
+    return Document(
+        identity={"type": DATA_TYPE, "interval": query.interval, "coin": query.coin},
+        form="flat_points" if query.flatten else "points",
+        stamps_us=points.timestamp_us.tolist()[order],
+        levels=points.levels.tolist()[order],
+        snapshots=(_flat(points) if query.flatten else _nested(points))[order],
+        span_us=(query.start_s * 1_000_000, (query.start_s + query.period_s) * 1_000_000),
+        key=key,
+    )
 
 
 def _flat(points: Points) -> list[str]:

@@ -10,6 +10,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +23,10 @@ from heatpipe.config import Secret
 from heatpipe.decode import decode_body
 from heatpipe.layout import Day, encode_day
 from heatpipe.model import Coverage, Snapshots, Span, Spans, Window
+from heatpipe.plan import plan_slabs
 from heatpipe.sandbox import Market, Options, Tier, serve
-from heatpipe.store import encode_file
+from heatpipe.store import Store, encode_file
+from heatpipe.verify import THREADS, verify_files
 
 START = 1_774_915_200  # 2026-03-31
 BTC = heatpipe.Series("BTC")
@@ -79,6 +82,24 @@ def bench_write(runs: int, snapshots: Snapshots) -> None:
     print(f"{'bytes a row':<22}{size / snapshots.rows:>12.2f}  pyarrow's defaults: {default_size / snapshots.rows:.2f}")
 
 
+def bench_verify(runs: int, snapshots: Snapshots) -> None:
+    """Prove a few files sound, against a plain read of all their columns with as many threads."""
+    with tempfile.TemporaryDirectory() as root:
+        store = Store(root)
+        for coin in ("BTC", "ETH", "SOL", "HYPE"):
+            day = Day(heatpipe.Series(coin), START // 86_400, snapshots, Coverage(Spans((WINDOW.span,))))
+            store.write_day(day, plan_slabs(day.series, WINDOW.span)[0])
+        files = list(Path(root).rglob("*.parquet"))
+
+        def plain() -> None:
+            with ThreadPoolExecutor(THREADS) as pool:
+                list(pool.map(lambda path: pq.ParquetFile(path).read(use_threads=False), files))
+
+        ours, peer = alternate(runs, lambda: verify_files(store), plain)
+        assert not verify_files(store).problems
+    show("verify", 4 * snapshots.rows, ours, "a plain full read", peer)
+
+
 def bench_market(runs: int, rows: int) -> None:
     """How fast the sandbox makes its market up."""
     (ours,) = alternate(runs, lambda: Market(1).snapshots("BTC", 60, *WINDOW.span))
@@ -116,6 +137,7 @@ def main() -> None:
     snapshots = Snapshots(points.timestamp_us, points.levels, points.price, points.volume)
     bench_decode(runs, make_body(snapshots), snapshots.rows)
     bench_write(runs, snapshots)
+    bench_verify(runs, snapshots)
     bench_market(runs, snapshots.rows)
     bench_whole()
 

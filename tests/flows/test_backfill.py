@@ -29,7 +29,7 @@ def server() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def upstream() -> Iterator[tuple[str, Options]]:
-    options = Options(market=Market(3), keys={CANARY: Tier("advanced", 10**6, 10**6)})
+    options = Options(market=Market(3), keys={CANARY: Tier("enterprise", 10**6, 10**6, history_days=0)})
     with serve(options) as url:
         yield url, options
 
@@ -38,6 +38,7 @@ def upstream() -> Iterator[tuple[str, Options]]:
 def environment(upstream: tuple[str, Options], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KIYOTAKA_API_KEY", CANARY)
     monkeypatch.setenv("HEATPIPE_API_URL", upstream[0])
+    monkeypatch.setenv("HEATPIPE_HISTORY_DAYS", "0")
 
 
 def run(**parameters: Any) -> State[Any]:
