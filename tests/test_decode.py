@@ -938,11 +938,11 @@ def test_another_exception_than_a_decode_error_is_found_out() -> None:
         check_decoder(GOLDEN, WINDOW, refuse_with(IndexError()))
 
 
-@pytest.mark.parametrize("inside", ["[1,2]", "1,[2,[3]],4", '"a]b",1', '"\\"]",[1]', "[", '"]'])
+@pytest.mark.parametrize("inside", ["[1,2]", "1,[2,[3]],4", '"a]b",1', '"\\"]",[1]', '"]'])
 def test_arrays_and_strings_among_the_numbers_are_wrong_values_of_a_right_document(inside: str) -> None:
     """So that the window is asked for in halves, and the rest of it comes."""
     with pytest.raises(DecodeError) as caught:
         decode_body(document(f"1,{START}e6,{inside}"), WINDOW)
-    assert isinstance(caught.value, EnvelopeError) == (inside in ("[", '"]'))  # these never end
+    assert isinstance(caught.value, EnvelopeError) == (inside == '"]')  # which never ends
     with pytest.raises(EnvelopeError):
         decode_body(document(f"1,{START}e6,{inside}", coin="ETH"), WINDOW)
