@@ -99,9 +99,6 @@ class Client:
         self._clock = clock
         self._monotonic = monotonic
         self._answered = False
-        self._mask = _Mask(self.clean)
-        for name in FOREIGN_LOGGERS:
-            logging.getLogger(name).addFilter(self._mask)
         self._http = httpx.Client(
             base_url=settings.url,
             headers={
@@ -117,6 +114,9 @@ class Client:
             # A proxy from the environment would carry a loopback request, with its key in clear, off this machine.
             trust_env=urlsplit(settings.url).hostname not in LOOPBACK,
         )
+        self._mask = _Mask(self.clean)
+        for name in FOREIGN_LOGGERS:
+            logging.getLogger(name).addFilter(self._mask)
 
     def close(self) -> None:
         """Close the connections, those of requests in flight as well."""

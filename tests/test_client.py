@@ -1,5 +1,6 @@
 """What every answer of an upstream becomes, over real sockets; waiting is done in fake time."""
 
+import contextlib
 import gzip
 import json
 import logging
@@ -14,7 +15,7 @@ import pytest
 
 from heatpipe import __version__
 from heatpipe.budget import Budget
-from heatpipe.client import Body, Client, Spent, body_cap
+from heatpipe.client import FOREIGN_LOGGERS, Body, Client, Spent, body_cap
 from heatpipe.config import Secret, Settings
 from heatpipe.errors import (
     ConfigError,
@@ -611,6 +612,15 @@ def test_the_key_stands_in_no_text_and_no_log(
     said += [f"{record.getMessage()} {record.args!r} {record.exc_text}" for record in caplog.records]
     assert {record.name.partition(".")[0] for record in caplog.records} >= {"httpx", "httpcore"}
     assert [text for text in said if KEY in text] == []
+
+
+@pytest.mark.parametrize("key", [None, Secret(KEY)])
+def test_what_others_log_is_left_alone_before_and_after(settings: MakeSettings, key: Secret | None) -> None:
+    loggers = [logging.getLogger(name) for name in FOREIGN_LOGGERS]
+    before = [list(logger.filters) for logger in loggers]
+    with contextlib.suppress(KeyRefusedError):
+        Client(settings("http://127.0.0.1:1", api_key=key), Budget(1, 1)).close()
+    assert [logger.filters for logger in loggers] == before
 
 
 def test_control_characters_of_an_answer_reach_no_terminal(call: Callable[..., Caller], upstream: MakeUpstream) -> None:

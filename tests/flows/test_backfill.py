@@ -38,7 +38,7 @@ def upstream() -> Iterator[tuple[str, Options]]:
 def environment(upstream: tuple[str, Options], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KIYOTAKA_API_KEY", CANARY)
     monkeypatch.setenv("HEATPIPE_API_URL", upstream[0])
-    monkeypatch.setenv("HEATPIPE_HISTORY_DAYS", "0")
+    monkeypatch.setenv("HEATPIPE_HISTORY_DAYS", "7300")
 
 
 def run(**parameters: Any) -> State[Any]:
@@ -84,7 +84,7 @@ def test_an_unknown_coin_fails_the_run_after_the_others_are_done(tmp_path: Path)
         ({"coins": ["BTC"], "start": "yesterday"}, "start: 'yesterday'"),
         ({"coins": ["BTC"], "last": "7x"}, "'7x'"),
         ({"coins": ["BTC"], "depth": 0}, "depth 0"),
-        ({"coins": ["BTC"], "start": "2001-01-01", "end": "2001-01-02"}, "beyond"),
+        ({"coins": ["BTC"], "start": "2006-01-01", "end": "2006-01-02"}, "beyond"),
     ],
 )
 def test_wrong_values_fail_the_run_with_one_sentence(
