@@ -1,23 +1,27 @@
 """Request to response body. The only file that knows httpx, retries and status codes."""
 
+import contextlib
 import email.utils
 import json
 import logging
 import random
+import re
+import socket
 import threading
 import time
+import urllib.parse
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC
-from typing import Final
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 import httpx
 
 from heatpipe import __version__
 from heatpipe.budget import LONGEST_HOLD_S, Lease
-from heatpipe.config import LOOPBACK, Settings
+from heatpipe.config import LOOPBACK, Secret, Settings
 from heatpipe.errors import (
     ConfigError,
     HeatpipeError,
@@ -99,30 +103,46 @@ class Client:
         self._clock = clock
         self._monotonic = monotonic
         self._answered = False
-        self._http = httpx.Client(
-            base_url=settings.url,
-            headers={
-                settings.key_header: settings.key().reveal(),
-                "User-Agent": f"heatpipe/{__version__}",
-                "Accept": "application/json",
-                "Accept-Encoding": "gzip",
-            },
-            timeout=settings.timeout_s,
-            limits=httpx.Limits(max_connections=settings.concurrency),
-            follow_redirects=False,
-            verify=settings.url.startswith("https:"),  # plain HTTP, on loopback, needs no certificates to be loaded
-            # A proxy from the environment would carry a loopback request, with its key in clear, off this machine.
-            trust_env=urlsplit(settings.url).hostname not in LOOPBACK,
-        )
+        self._spellings = _spell_key(settings.key().reveal())
+        # Plain HTTP, on loopback, needs no certificates to be loaded.
+        self._tls = httpx.create_ssl_context() if settings.url.startswith("https:") else False
+        self._own = threading.local()
+        self._lines: list[_Line] = []
         self._mask = _Mask(self.clean)
         for name in FOREIGN_LOGGERS:
             logging.getLogger(name).addFilter(self._mask)
 
     def close(self) -> None:
         """Close the connections, those of requests in flight as well."""
-        self._http.close()
+        for line in self._lines:
+            line.http.close()
         for name in FOREIGN_LOGGERS:
             logging.getLogger(name).removeFilter(self._mask)
+
+    def _line(self) -> "_Line":
+        """Return the calling thread's connection."""
+        if not hasattr(self._own, "line"):
+            self._own.line = _Line(self._open())
+            self._lines.append(self._own.line)
+        line: _Line = self._own.line
+        return line
+
+    def _open(self) -> httpx.Client:
+        return httpx.Client(
+            base_url=self._settings.url,
+            headers={
+                self._settings.key_header: self._settings.key().reveal(),
+                "User-Agent": f"heatpipe/{__version__}",
+                "Accept": "application/json",
+                "Accept-Encoding": "gzip",
+            },
+            timeout=self._settings.timeout_s,
+            limits=httpx.Limits(max_connections=1),
+            follow_redirects=False,
+            verify=self._tls,
+            # A proxy from the environment would carry a loopback request, with its key in clear, off this machine.
+            trust_env=urlsplit(self._settings.url).hostname not in LOOPBACK,
+        )
 
     def fetch(self, window: Window, spent: "Spent") -> Body:
         """Ask for one window, trying again while the fault is a passing one.
@@ -143,43 +163,50 @@ class Client:
         TooHeavyError, RequestError, ConfigError
             As the upstream said; see `heatpipe.errors`.
         """
-        failing_s = 0.0
-        failures = 0
+        patience = _Patience(self._settings.patience_s)
         backoffs = _backoffs()
         while True:
-            left_s = self._settings.patience_s - failing_s
-            held_s = self._budget.spend(window.weight, patience_s=left_s, sleep=self._sleep)
-            failing_s += held_s if failures else 0.0  # a hold that a neighbour caused is not this window's failing
+            self._wait_for_budget(window, patience)
             started = self._monotonic()
             try:
                 body = self._ask(window, spent)
             except RateLimitedError as exc:
                 self._budget.hold(exc.retry_after_s)
                 fault: TransientError = exc
-                if (exc.retry_after_s or 0.0) > left_s:
+                if (exc.retry_after_s or 0.0) > patience.left_s:
                     raise
             except TransientError as exc:
                 fault = exc
-                if failing_s < self._settings.patience_s:
+                if patience.left_s > 0:
                     self._sleep(next(backoffs))
             else:
                 self._answered = True
                 self._budget.answered()
                 return body
-            failing_s += self._monotonic() - started
-            failures += 1
-            if failing_s >= self._settings.patience_s:
-                raise fault
+            patience.lose(fault, self._monotonic() - started)
             if not isinstance(fault, RateLimitedError):  # to be told to wait is no attempt
                 spent.commit()
-            LOG.log(logging.INFO if failures < LOUD_FROM else logging.WARNING, "trying again: %s", fault)
+            level = logging.INFO if patience.failures < LOUD_FROM else logging.WARNING
+            LOG.log(level, "trying again: %s", fault)
+
+    def _wait_for_budget(self, window: Window, patience: "_Patience") -> None:
+        started = self._monotonic()
+        held_s = self._budget.spend(window.weight, patience_s=patience.left_s, sleep=self._sleep)
+        if isinstance(patience.fault, RateLimitedError):
+            patience.left_s -= self._monotonic() - started  # the budget that it emptied has to fill first
+        elif patience.fault is not None:
+            patience.left_s -= held_s  # but a hold that a neighbour caused is no failing of a new window
 
     def _ask(self, window: Window, spent: "Spent") -> Body:
         """Send one request; return its body or raise what its answer means."""
         asked_at = self._clock()
         spent.add(window.weight)
+        line = self._line()
+        request = line.http.build_request(
+            "GET", POINTS_PATH, params=_parameters(window), extensions={"trace": line.trace}
+        )
         try:
-            with self._http.stream("GET", POINTS_PATH, params=_parameters(window)) as response:
+            with line.within(self._longest_s), contextlib.closing(line.http.send(request, stream=True)) as response:
                 if response.status_code != httpx.codes.OK:
                     raise self._refusal(response, window)
                 data, wire_bytes = self._receive(response, window)
@@ -189,9 +216,16 @@ class Client:
             ) from exc
         except httpx.HTTPError as exc:
             said = self._clean(str(exc)) or type(exc).__name__
+            if line.was_cut:
+                said = f"the answer has not come within {self._longest_s:g} s"
             # Not "from exc": a traceback would print what an answer that is no HTTP says, which may echo the key.
             raise TransientError(f"{window}: {self._settings.url}: {said}") from None
         return Body(data, wire_bytes, min(asked_at, _date_of(response) or asked_at))
+
+    @property
+    def _longest_s(self) -> float:
+        """Seconds that one answer may take; while bytes drip in, no time-out ends it."""
+        return self._settings.patience_s + 2 * self._settings.timeout_s  # silence ends by its own name, before this
 
     def _receive(self, response: httpx.Response, window: Window) -> tuple[bytearray, int]:
         """Read and inflate a body, no further than its cap; return it and its size on the wire."""
@@ -199,7 +233,7 @@ class Client:
         inflate = self._inflater(response, window)
         data = bytearray()
         wire_bytes = 0
-        for chunk in self._chunks(response, window):
+        for chunk in response.iter_raw():
             wire_bytes += len(chunk)
             for piece in inflate(chunk):
                 data += piece
@@ -215,14 +249,6 @@ class Client:
             raise TransientError(f"{window}: the answer is encoded as {self._clean(named)!a}, asked was gzip")
         return _Inflater(window, compressed=encoding == "gzip")
 
-    def _chunks(self, response: httpx.Response, window: Window) -> Iterator[bytes]:
-        """Yield what arrives as it arrives; a drip never times out, so patience ends it."""
-        give_up_at = self._monotonic() + max(self._settings.patience_s, self._settings.timeout_s)
-        for chunk in response.iter_raw():
-            yield chunk
-            if self._monotonic() > give_up_at:
-                raise TransientError(f"{window}: the answer drips in too slowly")
-
     def _refusal(self, response: httpx.Response, window: Window) -> HeatpipeError:
         """Return the error that an answer other than 200 means."""
         code, message, retry_after_s = self._read_refusal(response, window)
@@ -230,7 +256,7 @@ class Client:
         said = f"{window}: the upstream answered {status}" + (f" {code}" if code else "")
         said += f" ({message})" if message else ""
         if status == httpx.codes.TOO_MANY_REQUESTS:
-            named = _retry_after(response.headers, self._clock())
+            named = _retry_after(response.headers, _date_of(response) or self._clock())
             return RateLimitedError(said, retry_after_s if named is None else named)
         if status == httpx.codes.GATEWAY_TIMEOUT:
             return TooHeavyError(said)
@@ -250,7 +276,7 @@ class Client:
         text = bytearray()
         try:
             inflate = self._inflater(response, window)
-            for chunk in self._chunks(response, window):
+            for chunk in response.iter_raw():
                 for piece in inflate(chunk):
                     text += piece
                 if len(text) > ENVELOPE_BYTES:
@@ -271,12 +297,67 @@ class Client:
 
     def clean(self, text: str) -> str:
         """Make a text with foreign parts fit for a terminal: one line, no control characters, no key."""
-        text = text.replace(self._settings.key().reveal(), "(key)")
+        for spelling in self._spellings:
+            text = text.replace(spelling.reveal(), "(key)")
         return "".join(c if c.isprintable() else " " for c in text)
 
     def redact(self, body: bytearray) -> bytearray:
         """Return an answer without the key, should the upstream have echoed it."""
-        return body.replace(self._settings.key().reveal().encode(), b"(key)")
+        for spelling in self._spellings:
+            body = body.replace(spelling.reveal().encode(), b"(key)")
+        return body
+
+
+class _Patience:
+    """How long one window may go on failing, and of what it failed last."""
+
+    def __init__(self, seconds: float) -> None:
+        self.left_s = seconds
+        self.failures = 0
+        self.fault: TransientError | None = None
+
+    def lose(self, fault: TransientError, seconds: float) -> None:
+        """Count a failed attempt; raise its fault when patience ends."""
+        self.left_s -= seconds
+        self.failures += 1
+        self.fault = fault
+        if self.left_s <= 0:
+            raise fault
+
+
+class _Line:
+    """One thread's connection, and a clock that cuts it where an answer takes too long.
+
+    A time-out of httpx's begins anew with every byte: an answer that drips in, headers too, would never end.
+    """
+
+    def __init__(self, http: httpx.Client) -> None:
+        self.http = http
+        self.was_cut = False
+        self._socket: socket.socket | None = None
+
+    @contextlib.contextmanager
+    def within(self, seconds: float) -> Iterator[None]:
+        """Cut the connection unless the block ends in time."""
+        self.was_cut = False
+        timer = threading.Timer(seconds, self._cut)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    def trace(self, event: str, info: Mapping[str, Any]) -> None:
+        """Take note of the socket when httpcore says that it has connected."""
+        if event.endswith((".connect_tcp.complete", ".start_tls.complete")):
+            self._socket = info["return_value"].get_extra_info("socket")
+
+    def _cut(self) -> None:
+        self.was_cut = True
+        if self._socket is not None:
+            with contextlib.suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)
 
 
 class _Mask(logging.Filter):
@@ -322,6 +403,13 @@ class Spent:
     def allows(self, more: int) -> bool:
         """Whether so many more requests are within what one window may cost."""
         return self.committed + more <= MAX_REQUESTS
+
+
+def _spell_key(key: str) -> list[Secret]:
+    """Return the ways in which an answer may repeat the key: as it stands, in JSON, in a URL."""
+    quoted = json.dumps(key)[1:-1]
+    spellings = (key, quoted, quoted.replace("/", "\\/"), urllib.parse.quote(key, safe=""))
+    return [Secret(spelling) for spelling in dict.fromkeys(spellings)]
 
 
 def body_cap(window: Window) -> int:
@@ -386,9 +474,9 @@ class _Inflater:
 
 def _forbidden(said: str, text: str) -> HeatpipeError:
     """Tell the three reasons of a 403 apart; the vendor documents no codes for them, so by their words."""
-    if "histor" in text:
+    if re.search(r"history depth|time range|beyond .*history|history .*exceed", text):
         return HistoryError(f"{said}; set history_days to what your tier sells")
-    if "point" in text:
+    if re.search(r"point count|points? (limit|per request|exceed)|(many|number of) points", text):
         return TierError(f"{said}; your tier allows fewer points a request than {LIQUIDATIONS.points_per_weight}")
     return TierError(f"{said}; liquidation heatmaps need the Advanced or Enterprise tier")
 

@@ -33,7 +33,8 @@ _NUMBER_BYTES: Final = b"0123456789+-.eE,"
 _SPACE_BYTES: Final = b" \t\r\n"
 _SPLIT_NUMBER: Final = re.compile(rb"[^,\s]\s+[^,\s]")
 _NO_NUMBERS: Final = re.compile(rb'[\["]')
-_BRACKET_OR_STRING: Final = re.compile(rb'[\[\]]|"(?:[^"\\]|\\.)*"', re.DOTALL)
+# Possessive: else a string that never ends is tried from each of its characters.
+_BRACKET_OR_STRING: Final = re.compile(rb'[\[\]]|"(?:[^"\\]++|\\.)*+(?:"|\Z)', re.DOTALL)
 _CUT: Final = ...  # in the envelope that was read: the numbers stood here. No JSON value is like it
 _CUT_TEXT: Final = b"NaN"
 _COMMA: Final = ord(",")

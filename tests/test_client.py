@@ -4,6 +4,7 @@ import contextlib
 import gzip
 import json
 import logging
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -255,6 +256,18 @@ FAULTS: list[tuple[str, Answer, type[HeatpipeError], list[str]]] = [
         HistoryError,
         ["403", "exceeds history depth", "history_days"],
     ),
+    (
+        "a tier without historical data",
+        refusal(403, "FORBIDDEN", "Historical liquidation data is not available on your tier"),
+        TierError,
+        ["403", "Historical", "Advanced or Enterprise"],
+    ),
+    (
+        "a tier without this endpoint",
+        refusal(403, "FORBIDDEN", "Access to endpoint /v1/points needs the Advanced tier"),
+        TierError,
+        ["403", "endpoint", "need the Advanced or Enterprise"],
+    ),
     ("no such page", http(404, HTML), ConfigError, ["404", "http://127.0.0.1", "the API's URL?"]),
     (
         "a page that has moved",
@@ -361,29 +374,51 @@ def test_silence_in_the_middle_of_a_body_is_a_passing_fault(
         call(server.url, timeout_s=0.1).fetch()
 
 
-@pytest.mark.parametrize("status", [200, 500])
-def test_a_body_that_drips_in_is_given_up_when_patience_ends(
-    call: Callable[..., Caller], upstream: MakeUpstream, status: int
+def drip(answer: bytes, whole: int = 0) -> Script:
+    """Send `whole` bytes at once, then one every few milliseconds, always within the time-out."""
+
+    def script(_: Asked) -> Iterator[bytes]:
+        yield answer[:whole]
+        for at in range(whole, len(answer)):
+            yield answer[at : at + 1]
+            time.sleep(0.01)
+
+    return script
+
+
+def continue_for_ever(_: Asked) -> Iterator[bytes]:
+    while True:
+        yield b"HTTP/1.1 102 Processing\r\n\r\n"
+        time.sleep(0.01)
+
+
+DRIPS: list[tuple[str, Script]] = [
+    ("a body", drip(http(200, b" " * 2000), whole=100)),
+    ("the body of a refusal", drip(http(500, b" " * 2000), whole=100)),
+    ("headers", drip(http(200, headers={"X-Long": "x" * 2000}))),
+    ("informational answers", continue_for_ever),
+]
+
+
+@pytest.mark.parametrize("script", [row[1] for row in DRIPS], ids=[row[0] for row in DRIPS])
+def test_an_answer_that_drips_in_is_given_up_when_patience_ends(
+    call: Callable[..., Caller], upstream: MakeUpstream, script: Script
 ) -> None:
-    """Each byte comes within the timeout, so only patience can end it; half a minute passes with each."""
-    callers: list[Caller] = []
-    sent: list[int] = []
-
-    def drip(_: Asked) -> Iterator[bytes]:
-        yield http(status, headers={"Content-Length": "300"})
-        for number in range(300):
-            callers[0].clock.now_s += 30
-            sent.append(number)
-            yield b" "
-            if server.gone.wait(0.001):
-                return
-
-    server = upstream(drip)
-    callers.append(call(server.url, patience_s=600.0))
+    """Each byte comes within the time-out, so only patience can end it."""
+    server = upstream(script)
+    began = time.monotonic()
     with pytest.raises(TransientError):
-        callers[0].fetch()
-    assert len(sent) < 100
+        call(server.url, timeout_s=0.3).fetch()
+    assert time.monotonic() - began < 5
     assert len(server.asked) == 1
+
+
+def test_a_thread_that_was_cut_off_can_ask_again(call: Callable[..., Caller], upstream: MakeUpstream) -> None:
+    answers = iter([DRIPS[0][1], always(http(body=DOCUMENT))])
+    caller = call(upstream(lambda asked: next(answers)(asked)).url, timeout_s=0.3)
+    with pytest.raises(TransientError, match=r"has not come within 0\.6 s"):
+        caller.fetch()
+    assert caller.fetch().data == DOCUMENT
 
 
 # --- trying again -------------------------------------------------------------------------------------------------
@@ -542,6 +577,28 @@ def test_holds_count_towards_patience(call: Callable[..., Caller], upstream: Mak
     assert caught.value.retry_after_s == 40
     assert 80 <= caller.waited_s <= 120 + 1
     assert 3 <= len(server.asked) <= 4
+
+
+@pytest.mark.parametrize("named", ["0", formatdate(NOW_S - 3600, usegmt=True)], ids=["no time", "a time gone by"])
+def test_a_429_that_names_no_wait_ends_with_patience_too(
+    call: Callable[..., Caller], upstream: MakeUpstream, named: str
+) -> None:
+    """What it empties the budget for has to come in again, and that wait counts."""
+    server = upstream(always(http(429, headers={"Retry-After": named})))
+    caller = call(server.url, patience_s=10.0, weight_per_minute=300, burst=100)
+    with pytest.raises(RateLimitedError):
+        caller.fetch()
+    assert 10 <= caller.clock.now_s - NOW_S < 20
+    assert len(server.asked) < 20
+
+
+def test_a_429_s_date_is_read_by_the_clock_of_who_wrote_it(call: Callable[..., Caller], upstream: MakeUpstream) -> None:
+    """Ours is a quarter of an hour slow; that is no reason to wait for so long, nor to give up."""
+    theirs = NOW_S + 900
+    headers = {"Retry-After": formatdate(theirs + 3, usegmt=True), "Date": formatdate(theirs, usegmt=True)}
+    caller = call(upstream(in_turn(http(429, headers=headers), http(body=DOCUMENT))).url, patience_s=10.0)
+    caller.fetch()
+    assert 3 <= caller.clock.now_s - NOW_S < 10
 
 
 def test_a_neighbour_s_hold_beyond_patience_is_not_waited_for(
