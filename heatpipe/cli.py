@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
 from cyclopts import App, CycloptsError, Group, Parameter
 
 from heatpipe import __version__
-from heatpipe.errors import ConfigError, HeatpipeError
+from heatpipe.errors import ConfigError, DatasetError, HeatpipeError
 
 if TYPE_CHECKING:
     from heatpipe.config import Settings, Target
@@ -212,7 +212,7 @@ def verify(*, series: SeriesFlags = NO_SERIES, shared: SharedFlags = NO_SHARED) 
     else:
         _print_findings(findings, quiet=shared.quiet)
     if not (findings.files or findings.problems):
-        _say(f"nothing to verify: there is no such file in {settings.root}")
+        raise DatasetError(f"nothing to verify: there is no such file in {settings.root}", settings.root)
     return UNSOUND if findings.problems else DONE
 
 
@@ -304,8 +304,9 @@ def sandbox(
 def _settings(shared: SharedFlags) -> "Settings":
     from heatpipe.config import Settings
 
+    stamp = "" if sys.stderr.isatty() else "%(asctime)s "  # who reads it later wants to know when
+    logging.basicConfig(stream=sys.stderr, format=f"{stamp}%(message)s", datefmt="%Y-%m-%dT%H:%M:%S%z")
     if shared.verbose:
-        logging.basicConfig(stream=sys.stderr, format="%(message)s")
         logging.getLogger("heatpipe").setLevel(logging.DEBUG)
     return Settings.load({"root": shared.data, "url": shared.api_url}, file=shared.config)
 
@@ -448,7 +449,8 @@ def _print_report(report: "Report", found: "Plan", seconds: float) -> None:
         f"{report.rows:,} rows of {report.points:,} snapshots in {report.days:,} day files "
         f"({show_bytes(report.bytes_written)}), {seconds:.1f} s"
     )
-    print(f"{report.requests:,} requests, weight {report.weight:,}, {show_bytes(report.wire_bytes)} received")
+    planned = "" if report.requests == found.requests else f" ({found.requests:,} were planned)"
+    print(f"{report.requests:,} requests{planned}, weight {report.weight:,}, {show_bytes(report.wire_bytes)} received")
     if report.open or report.young:
         print(f"{report.open + report.young:,} intervals were open or too young to be called absent: ask again later")
 
@@ -493,6 +495,8 @@ def _print_findings(findings: "Findings", *, quiet: bool) -> None:
     if findings.files and not quiet:
         read = f"{findings.files:,} files, {findings.rows:,} sound rows, {show_bytes(findings.size_bytes)}"
         print(f"{read}; problems: {len(findings.problems):,}" if findings.problems else f"{read}; all sound")
+    if findings.problems and not quiet:
+        print("A damaged day is fetched anew by `heatpipe backfill --refetch`; what does not belong there, move away.")
 
 
 def _minute(time_s: int) -> str:

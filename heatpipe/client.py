@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC
+from math import inf
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -33,6 +34,7 @@ from heatpipe.errors import (
     TierError,
     TooHeavyError,
     TransientError,
+    UnreachableError,
 )
 from heatpipe.model import Window
 from heatpipe.upstream import LIQUIDATIONS, POINTS_PATH
@@ -103,6 +105,7 @@ class Client:
         self._clock = clock
         self._monotonic = monotonic
         self._answered = False
+        self._heard_at = -inf
         self._spellings = _spell_key(settings.key().reveal())
         # Plain HTTP, on loopback, needs no certificates to be loaded.
         self._tls = httpx.create_ssl_context() if settings.url.startswith("https:") else False
@@ -165,6 +168,7 @@ class Client:
         """
         patience = _Patience(self._settings.patience_s)
         backoffs = _backoffs()
+        began = self._monotonic()
         while True:
             self._wait_for_budget(window, patience)
             started = self._monotonic()
@@ -184,14 +188,29 @@ class Client:
                 self._budget.answered()
                 return body
             patience.lose(fault, self._monotonic() - started)
+            if patience.left_s <= 0:
+                raise self._last_word(fault, began)
             if not isinstance(fault, RateLimitedError):  # to be told to wait is no attempt
                 spent.commit()
             level = logging.INFO if patience.failures < LOUD_FROM else logging.WARNING
             LOG.log(level, "trying again: %s", fault)
 
+    def _last_word(self, fault: TransientError, began: float) -> HeatpipeError:
+        """Tell a window that will not come from an upstream that answers nothing to anyone."""
+        if self._settings.patience_s and self._heard_at < began:
+            url, patience_s = self._settings.url, self._settings.patience_s
+            return UnreachableError(
+                f"no answer of any kind for {patience_s:g} s ({fault}); is {url} the API's URL, and the network up? "
+                "What had come is on disk, the same command fetches the rest"
+            )
+        return fault
+
     def _wait_for_budget(self, window: Window, patience: "_Patience") -> None:
         started = self._monotonic()
-        held_s = self._budget.spend(window.weight, patience_s=patience.left_s, sleep=self._sleep)
+        try:
+            held_s = self._budget.spend(window.weight, patience_s=patience.left_s, sleep=self._sleep)
+        except RateLimitedError as exc:
+            raise RateLimitedError(f"{window}: {exc}, and patience_s allows no more", exc.retry_after_s) from exc
         if isinstance(patience.fault, RateLimitedError):
             patience.left_s -= self._monotonic() - started  # the budget that it emptied has to fill first
         elif patience.fault is not None:
@@ -207,9 +226,13 @@ class Client:
         )
         try:
             with line.within(self._longest_s), contextlib.closing(line.http.send(request, stream=True)) as response:
+                self._heard_at = self._monotonic()
                 if response.status_code != httpx.codes.OK:
                     raise self._refusal(response, window)
                 data, wire_bytes = self._receive(response, window)
+        except (httpx.ConnectError, httpx.ConnectTimeout) as exc:
+            spent.take_back(window.weight)  # nothing was sent
+            raise TransientError(f"{window}: no connection to {self._settings.url} ({self._clean(str(exc))})") from exc
         except httpx.TimeoutException as exc:
             raise TransientError(
                 f"{window}: no answer from {self._settings.url} within {self._settings.timeout_s:g} s"
@@ -317,12 +340,10 @@ class _Patience:
         self.fault: TransientError | None = None
 
     def lose(self, fault: TransientError, seconds: float) -> None:
-        """Count a failed attempt; raise its fault when patience ends."""
+        """Count a failed attempt."""
         self.left_s -= seconds
         self.failures += 1
         self.fault = fault
-        if self.left_s <= 0:
-            raise fault
 
 
 class _Line:
@@ -381,12 +402,15 @@ class Spent:
         What was sent, and its weight.
     committed : int
         Requests that were sent or stand in line; one that was told to wait, by a 429, counts once.
+    fruitful : bool
+        Whether any part of it has come.
     """
 
     def __init__(self) -> None:
         self.requests = 0
         self.weight = 0
         self.committed = 0
+        self.fruitful = False
         self._lock = threading.Lock()
 
     def add(self, weight: int) -> None:
@@ -394,6 +418,12 @@ class Spent:
         with self._lock:
             self.requests += 1
             self.weight += weight
+
+    def take_back(self, weight: int) -> None:
+        """Count one less: it could not be sent."""
+        with self._lock:
+            self.requests -= 1
+            self.weight -= weight
 
     def commit(self) -> None:
         """Count one request that will be sent."""

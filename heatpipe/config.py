@@ -371,6 +371,10 @@ def parse_instant(value: Any, name: str) -> int:
         raise ConfigError(f"{name}: {value!r} is not a date or an ISO 8601 instant")
     if value.tzinfo is None:
         value = value.replace(tzinfo=UTC)
+    try:
+        value = value.astimezone(UTC)
+    except OverflowError:
+        raise ConfigError(f"{name}: {value.isoformat()} lies in no year that a calendar has in UTC") from None
     if value.microsecond:
         raise ConfigError(f"{name}: {value.isoformat()} is finer than a second")
     return int(value.timestamp())

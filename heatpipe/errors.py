@@ -17,6 +17,7 @@
     ├── DatasetError          look at the folder: a file is damaged, foreign, or cannot be written
     │   ├── DamagedError          ... a file says nothing that can be believed: it is set aside, and fetched anew
     │   └── LockedError           ... another process works there
+    ├── UnreachableError      run it again later: nobody answers, whatever is asked for
     ├── IncompleteError       run it again: some of what was asked for did not come
     └── Stopped               nothing: the user asked for an end
 
@@ -102,6 +103,10 @@ class DamagedError(DatasetError):
 
 class LockedError(DatasetError):
     """Another process holds the lock of a slab."""
+
+
+class UnreachableError(HeatpipeError):
+    """Nobody has answered anything for as long as one window may fail; what came before that is on disk."""
 
 
 class IncompleteError(HeatpipeError):

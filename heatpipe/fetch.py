@@ -16,7 +16,15 @@ from heatpipe.budget import Budget, Lease
 from heatpipe.client import Body, Client, Spent
 from heatpipe.config import Settings
 from heatpipe.decode import decode_body
-from heatpipe.errors import ConfigError, DecodeError, HeatpipeError, HistoryError, RequestError, Stopped
+from heatpipe.errors import (
+    ConfigError,
+    DecodeError,
+    HeatpipeError,
+    HistoryError,
+    RequestError,
+    Stopped,
+    UnreachableError,
+)
 from heatpipe.model import Coverage, Series, Snapshots, Span, Spans, Window
 
 YOUNG_S: Final = 15 * 60
@@ -252,7 +260,7 @@ class Crew:
                 raise self._refused[whose]
         try:
             body = self._client.fetch(window, job.spent)
-        except ConfigError as exc:
+        except (ConfigError, UnreachableError) as exc:
             self._refused[None] = exc
             raise
         except HistoryError:

@@ -24,6 +24,7 @@ from heatpipe.errors import (
     RequestError,
     Stopped,
     TooHeavyError,
+    UnreachableError,
 )
 from heatpipe.fetch import POLL_S, Crew, Job, Stop
 from heatpipe.model import Series, show_time
@@ -40,7 +41,10 @@ ATTEMPTS_AT_A_POINT: Final = 3
 ATTEMPTS_AT_BAD_BYTES: Final = 2
 """How often a window may come with bytes that break the contract before it is halved, or given up."""
 ALIKE: Final = 3
-"""Windows of one series that may fail for the same cause before the series ends."""
+"""Windows of one series of which nothing came, for the same cause, before the series ends."""
+
+ENDS_ALL: Final = (ConfigError, DatasetError, Stopped, UnreachableError)
+"""What is so for every window of a run."""
 
 LOG: Final = logging.getLogger("heatpipe")
 
@@ -98,6 +102,8 @@ def backfill(
         Nothing can be fetched like this: no key, a wrong one, a span that is not for sale.
     DatasetError
         The folder cannot be written.
+    UnreachableError
+        Nobody has answered anything for `patience_s`.
     Stopped
         `stop` was set.
     """
@@ -167,7 +173,7 @@ def carry_out(
 
     Raises
     ------
-    ConfigError, DatasetError, Stopped
+    ConfigError, DatasetError, UnreachableError, Stopped
         As `backfill`.
     """
     tidy(plan, store)
@@ -301,7 +307,7 @@ class _Run:
 
     def _face(self, slab: OpenSlab, job: Job, fault: BaseException) -> None:
         """Decide what a fault means: ask again, ask for less, give up a window or a series, or end the run."""
-        if not isinstance(fault, HeatpipeError) or isinstance(fault, ConfigError | DatasetError | Stopped):
+        if not isinstance(fault, HeatpipeError) or isinstance(fault, ENDS_ALL):
             raise fault
         job.tries[type(fault).__name__] += 1
         series = job.window.series
@@ -309,9 +315,11 @@ class _Run:
             self._report += slab.drop(job)
             self._end_series(Failure(series, None, str(fault)))
         elif _worth_asking_again(job, fault):
+            LOG.info("asking again: %s", fault)
             job.fault = None
             slab.ask_again(job)
         elif _worth_splitting(job, fault):
+            LOG.info("asking for halves: %s", fault)
             slab.split(job)
         else:
             self._give_up(slab, job, fault)
@@ -328,8 +336,9 @@ class _Run:
                 "given_up_at": show_time(self._crew.clock()),
             }
             self._store.quarantine(slab.slab, job.window.span, record, job.body)
-            self._standing.alike[series, cause].add(job.spent)
         self._report += slab.drop(job)
+        if not beyond and slab.came_to_nothing(job.spent):
+            self._standing.alike[series, cause].add(job.spent)
         if len(self._standing.alike[series, cause]) >= ALIKE:
             self._end_series(
                 Failure(series, None, f"{series}: {ALIKE} windows failed alike; the rest was not asked for")

@@ -111,8 +111,11 @@ class Span(NamedTuple):
 
 
 def show_time(time_s: float) -> str:
-    """ISO 8601 in UTC, to the second."""
-    return datetime.fromtimestamp(time_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    """ISO 8601 in UTC, to the second; as a number where no calendar has a date for it."""
+    try:
+        return datetime.fromtimestamp(time_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    except (ValueError, OverflowError, OSError):
+        return f"{time_s:.0f} s"
 
 
 def day_span(day: int) -> Span:

@@ -11,7 +11,7 @@ from typing import Final
 from heatpipe.client import Spent
 from heatpipe.errors import DamagedError, DatasetError
 from heatpipe.fetch import Answer, Job
-from heatpipe.layout import Day
+from heatpipe.layout import Day, day_date
 from heatpipe.model import Coverage, Snapshots, Span, Spans, Window, day_span, days_of
 from heatpipe.plan import Slab, SlabPlan, plan_slab
 from heatpipe.report import Failure, Report
@@ -87,7 +87,7 @@ class OpenSlab:
         try:
             footer = self._store.footer(self.slab.series, day)
         except DamagedError as exc:
-            LOG.warning("%s; it counts as not covered, and is set aside when it is replaced", exc)
+            self._store.tell_damage(exc)
             self._damaged.add(day)
             return Coverage()
         return Coverage() if footer is None else footer.coverage
@@ -105,6 +105,7 @@ class OpenSlab:
         for day in days_of(job.window.span):
             span = day_span(day)
             self._parts[day].append(_Part(answer.snapshots.between(span), answer.coverage.within(span)))
+        job.spent.fruitful = True
         self.jobs.discard(job)
         return self._write_whole_days(job) + Report(
             wire_bytes=answer.wire_bytes,
@@ -135,6 +136,10 @@ class OpenSlab:
         self._given_up.append(job.window.span)
         self.jobs.discard(job)
         return self._write_whole_days(job)
+
+    def came_to_nothing(self, spent: Spent) -> bool:
+        """Whether no part of a window has come, and none is still to come."""
+        return not spent.fruitful and all(job.spent is not spent for job in self.jobs)
 
     def abandon(self) -> None:
         """Give up every window that nobody has been sent for."""
@@ -175,21 +180,23 @@ class OpenSlab:
         if not fresh:
             self._parts.pop(day, None)
             return Report()
-        old, failures = self._read_old(day) if known.covered else (None, ())
+        kept = known - fresh
+        old, failures = self._read_old(day) if kept.covered else (None, ())
         if old is None:
-            known = Coverage()
+            kept = Coverage()
         if day in self._damaged:
             self._store.set_aside(self.slab, day)
             self._damaged.discard(day)
             failures = failures or self._lost(day)
-        pieces = [] if old is None else [old.snapshots.between(span) for span in known.covered - fresh]
+        pieces = [] if old is None else [old.snapshots.between(span) for span in kept.covered]
         arrived = [part.snapshots.between(span) for part in parts for span in part.coverage.covered & fresh]
         merged = Day(
             self.slab.series,
             day,
             Snapshots.concatenate(sorted((p for p in pieces + arrived if p.points), key=_first_timestamp)),
-            (known - fresh) | (answered - (answered.covered - fresh)),
+            kept | (answered - (answered.covered - fresh)),
         )
+        self._keep_what_vanishes(day, known, merged.coverage)
         size = self._store.write_day(merged, self.slab)
         self._coverage[day] = merged.coverage
         self._parts.pop(day, None)
@@ -200,6 +207,17 @@ class OpenSlab:
             bytes_written=size,
             failures=failures,
         )
+
+    def _keep_what_vanishes(self, day: int, known: Coverage, now: Coverage) -> None:
+        """Set a file aside that has rows where the upstream has none any more: they may be had nowhere else."""
+        gone = known.present - now.present
+        if gone:
+            self._store.set_aside(self.slab, day)
+            count = gone.seconds // self.slab.series.interval_s
+            LOG.warning(
+                "%s %s: %s intervals had rows, and the upstream has none now: the file as it was is in the quarantine",
+                *(self.slab.series, day_date(day), f"{count:,}"),
+            )
 
     def _read_old(self, day: int) -> tuple[Day | None, tuple[Failure, ...]]:
         try:

@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import shutil
+import stat
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
@@ -22,8 +23,8 @@ import pyarrow.parquet as pq
 from heatpipe import layout
 from heatpipe.errors import ConfigError, DamagedError, DatasetError, LockedError
 from heatpipe.layout import Day, Footer
-from heatpipe.model import Coverage, Series, Span, Spans, days_of
-from heatpipe.plan import Slab
+from heatpipe.model import DAY_S, Coverage, Series, Span, Spans, days_of
+from heatpipe.plan import Slab, slab_days
 
 TMP: Final = "_tmp"
 LOCKS: Final = "_locks"
@@ -60,6 +61,7 @@ class Store:
 
     def __init__(self, root: str) -> None:
         self.root = Path(root)
+        self._told: set[str] = set()
 
     # Reading
 
@@ -96,7 +98,7 @@ class Store:
             There is one that cannot be read now, or by this version.
         """
         path = self._path(series, day)
-        if not path.exists():  # much cheaper than the error below, and planning asks for every day there could be
+        if not _is_file(path):  # much cheaper than the error below, and planning asks for every day there could be
             return None
         try:
             metadata = pq.read_metadata(path).metadata
@@ -109,12 +111,19 @@ class Store:
         return footer
 
     def coverage(self, series: Series, day: int) -> Coverage:
-        """Return what of a day is covered; nothing where there is no file, or a damaged one."""
+        """Return what of a day is covered; nothing where there is no file, or a damaged one, which is told."""
         try:
             footer = self.footer(series, day)
-        except DamagedError:
+        except DamagedError as exc:
+            self.tell_damage(exc)
             return Coverage()
         return Coverage() if footer is None else footer.coverage
+
+    def tell_damage(self, damage: DamagedError) -> None:
+        """Warn, once, that a file counts as not there."""
+        if damage.path not in self._told:
+            self._told.add(damage.path)
+            LOG.warning("%s; it counts as not covered: a backfill sets it aside and fetches the day again", damage)
 
     def covered(self, series: Series, days: Iterable[int]) -> Spans:
         """Return what is covered of some days."""
@@ -247,7 +256,7 @@ class Store:
     def sweep(self) -> None:
         """Remove what processes that were killed left below ``_tmp/``; not what others still work on."""
         with contextlib.suppress(OSError):
-            for leftover in sorted((self.root / TMP).iterdir()):
+            for leftover in sorted(path for path in (self.root / TMP).iterdir() if path.is_dir()):
                 with contextlib.suppress(DatasetError), self._hold(leftover.name, leftover.name, None):
                     pass  # whoever has the lock has removed them
 
@@ -306,6 +315,9 @@ class Store:
         self._replace(path, json.dumps(document, indent=1).encode(), slab)
         if body is not None:
             self._replace(path.with_suffix(".body"), body, slab)
+        else:  # what an earlier run got is no answer to this one's request
+            with _file_errors(path):
+                path.with_suffix(".body").unlink(missing_ok=True)
 
     def quarantined(self, series: Series) -> Spans:
         """Return the spans of a series that were given up and have not come since."""
@@ -329,10 +341,15 @@ class Store:
 
     def _records(self, series: Series) -> Iterator[tuple[Path, Span]]:
         """Yield the files of each record, the answer before what is said of it, and the span in their name."""
-        for path in sorted(self._quarantine_folder(series).glob("*-*")):
-            name = RECORD_NAME.fullmatch(path.name)
-            if name:
-                yield path, Span(int(name[1]), int(name[2]))
+        folder = self._quarantine_folder(series)
+        longest_s = slab_days(series.interval_s) * DAY_S
+        if not os.path.isdir(folder):  # noqa: PTH112 - Path.is_dir raises where the way to it is barred
+            return
+        for name, _ in self.list_folder(PurePosixPath(folder.relative_to(self.root))):
+            found = RECORD_NAME.fullmatch(name)
+            span = Span(int(found[1]), int(found[2])) if found else Span(0, 0)
+            if 0 < span.seconds <= longest_s:
+                yield folder / name, span
 
     # Places
 
@@ -418,10 +435,22 @@ def _file_errors(path: Path) -> Iterator[None]:
         raise DatasetError(f"cannot write {exc.filename2 or exc.filename or path}: {reason}", str(path)) from exc
 
 
+def _is_file(path: Path) -> bool:
+    """Whether there is a file; a DatasetError where there is something else, or that cannot be known."""
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as exc:
+        raise _unreadable(path, exc) from exc
+    if not stat.S_ISREG(mode):
+        kind = "a folder" if stat.S_ISDIR(mode) else "no regular file"
+        raise DatasetError(f"{path} is {kind}, where a day's file belongs: move it away", str(path))
+    return True
+
+
 def _unreadable(path: Path, exc: Exception) -> DatasetError:
     """Tell a file that cannot be read now, by what the system said, from one that is no sound Parquet."""
-    if os.path.isdir(path):  # noqa: PTH112 - Path.is_dir raises below a folder that may not be searched
-        return DatasetError(f"{path} is a folder, where a day's file belongs: move it away", str(path))
     kind = DatasetError if isinstance(exc, OSError) and exc.errno else DamagedError
     return kind(f"{path} cannot be read: {_reason(exc)}", str(path))
 

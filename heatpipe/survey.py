@@ -76,7 +76,7 @@ def check_plan(plan: Plan, store: Store, settings: Settings, max_weight: int | N
     free, needed = store.free_bytes(), estimate(plan).disk_bytes
     if needed > free:
         raise ConfigError(
-            f"the plan needs about {needed / 1e9:.1f} GB in {store.root}, {free / 1e9:.1f} GB are free; "
+            f"the plan needs about {needed / 1e9:,.3f} GB in {store.root}, {free / 1e9:,.3f} GB are free; "
             "plan a shorter span, or point --data to a larger disk"
         )
 

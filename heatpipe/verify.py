@@ -263,6 +263,8 @@ def prove_file(data: bytes, path: str, series: Series, day: int) -> int:
     rows = layout.decode_rows(table)
     for fault in _faults(rows, footer, day):
         raise DamagedError(f"{path} {fault}", path)
+    if table.schema.metadata[layout.FOOTER_KEY] != layout.encode_footer(footer):
+        raise DamagedError(f"{path} has a footer that is not written as heatpipe writes it", path)
     layout.check_seal(data, path)
     return rows.rows
 

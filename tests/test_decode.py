@@ -946,3 +946,10 @@ def test_arrays_and_strings_among_the_numbers_are_wrong_values_of_a_right_docume
     assert isinstance(caught.value, EnvelopeError) == (inside == '"]')  # which never ends
     with pytest.raises(EnvelopeError):
         decode_body(document(f"1,{START}e6,{inside}", coin="ETH"), WINDOW)
+
+
+@pytest.mark.parametrize("inside", ['[1],"' + '\\"' * 500_000, '"]' + "a" * 5_000_000 + '"'], ids=["endless", "long"])
+def test_a_string_among_the_numbers_takes_no_longer_than_it_is(inside: str) -> None:
+    """One that does not end, or a very long one: a pattern that tries again from each character never returns."""
+    with pytest.raises(DecodeError):
+        decode_body(document(inside), WINDOW)

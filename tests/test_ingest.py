@@ -891,6 +891,21 @@ def test_points_that_stay_bad_do_not_keep_the_rest_away_for_ever(
     assert known(chosen, BTC) == everything - Spans.of((at, at + 60) for at in bad)
 
 
+def test_a_bad_point_in_every_window_keeps_nothing_else_away(upstream: MakeUpstream, settings: MakeSettings) -> None:
+    """What came in part is no sign of an upstream that is broken."""
+    bad = {YESTERDAY - 9 * DAY + number * 1000 * MINUTE for number in range(14)}
+
+    def answer(asked: Asked) -> bytes:
+        points = {start: [(1.0, -1.0)] if start in bad else plain_levels(start) for start in asked.starts}
+        return http(body=document(asked, points))
+
+    chosen = settings(upstream(answer).url)
+    report = fill(chosen, BTC, YESTERDAY - 9 * DAY, TODAY)
+    everything = Spans.of([(YESTERDAY - 9 * DAY, TODAY)])
+    assert known(chosen, BTC) == everything - Spans.of((at, at + 60) for at in bad)
+    assert {failure.span for failure in report.failures} == {Span(at, at + 60) for at in bad}
+
+
 def test_a_window_that_reaches_beyond_the_history_is_named_and_kept_nowhere(
     upstream: MakeUpstream, settings: MakeSettings
 ) -> None:
@@ -905,6 +920,18 @@ def test_a_window_that_reaches_beyond_the_history_is_named_and_kept_nowhere(
     assert all("history_days" in failure.reason for failure in report.failures)
     assert known(chosen, BTC).hull.end == TODAY
     assert not (Path(chosen.root) / "_quarantine").exists()
+
+
+def test_a_record_keeps_no_answer_of_an_earlier_fault(upstream: MakeUpstream, settings: MakeSettings) -> None:
+    answers = [lambda _: http(body=b"oops")] * 2 + [lambda _: http(503)]
+    server = upstream(lambda asked: answers[min(len(server.asked), 3) - 1](asked))
+    chosen = settings(server.url, patience_s=0.0)
+    fill(chosen, BTC, YESTERDAY, YESTERDAY + HOUR)
+    assert len(read_tree(Path(chosen.root) / "_quarantine")) == 2
+    fill(chosen, BTC, YESTERDAY, YESTERDAY + HOUR)
+    ((path, record),) = read_tree(Path(chosen.root) / "_quarantine").items()
+    assert path.endswith(".json")
+    assert b"503" in record
 
 
 # --- damage on disk -----------------------------------------------------------------------------------------------
@@ -941,6 +968,44 @@ def test_a_damaged_day_is_set_aside_and_told_before_it_is_replaced(
     fill(chosen, BTC, YESTERDAY, TODAY)
     assert known(chosen, BTC) == Spans.of([(YESTERDAY, TODAY)])
     assert by_pyarrow(chosen.root, BTC).num_rows == 2 * 1440
+
+
+def test_a_refetch_of_a_whole_damaged_day_is_all_that_it_needs(upstream: MakeUpstream, settings: MakeSettings) -> None:
+    chosen = settings(upstream(honest).url)
+    fill(chosen, BTC, YESTERDAY, TODAY)
+    (path,) = (Path(chosen.root) / "liquidations").rglob("*.parquet")
+    sound = path.read_bytes()
+    path.write_bytes(page_damaged(sound))
+    assert fill(chosen, BTC, YESTERDAY, TODAY, refetch=True).failures == ()
+    assert path.read_bytes() == sound
+
+
+@pytest.mark.parametrize("gone", [[], [(0, [])]], ids=["absent", "empty"])
+def test_rows_that_a_refetch_does_not_find_again_are_kept_aside(
+    upstream: MakeUpstream,
+    settings: MakeSettings,
+    caplog: pytest.LogCaptureFixture,
+    gone: list[tuple[int, list[Level]]],
+) -> None:
+    """The upstream may have lost them; nobody else has them."""
+    lost: list[bool] = []
+
+    def answer(asked: Asked) -> bytes:
+        points = {start: plain_levels(start) for start in asked.starts}
+        if lost:
+            points = {start: [] for start in asked.starts if gone}
+        return http(body=document(asked, points))
+
+    chosen = settings(upstream(answer).url)
+    fill(chosen, BTC, YESTERDAY, YESTERDAY + HOUR)
+    (path,) = (Path(chosen.root) / "liquidations").rglob("*.parquet")
+    before = path.read_bytes()
+    fill(chosen, BTC, YESTERDAY, YESTERDAY + HOUR, refetch=True)
+    assert read_tree(Path(chosen.root) / "_quarantine") == {}
+    lost.append(True)
+    fill(chosen, BTC, YESTERDAY, YESTERDAY + HOUR, refetch=True)
+    assert list(read_tree(Path(chosen.root) / "_quarantine").values()) == [before]
+    assert "60 intervals had rows, and the upstream has none now" in caplog.text
 
 
 def test_a_file_of_a_later_heatpipe_is_not_replaced_in_silence(upstream: MakeUpstream, settings: MakeSettings) -> None:

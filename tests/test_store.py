@@ -453,6 +453,20 @@ def test_what_is_no_record_explains_nothing(store: Store, name: str) -> None:
     assert store.quarantined(BTC) == Spans()
 
 
+def test_a_record_longer_than_a_slab_is_none_of_heatpipe_s(store: Store) -> None:
+    """To look at each of its days would take for ever."""
+    store.quarantine(SLAB, Span(0, 10**14), {"reason": "somebody's joke"})
+    assert store.quarantined(BTC) == Spans()
+    store.release(BTC, SLAB.span)
+
+
+def test_what_is_no_file_in_a_day_s_place_is_named_and_not_waited_for(store: Store) -> None:
+    (store.root / PLACE).parent.mkdir(parents=True)
+    os.mkfifo(store.root / PLACE)
+    with pytest.raises(DatasetError, match="is no regular file"):
+        store.footer(BTC, TODAY // DAY)
+
+
 def test_an_answer_whose_record_was_never_written_goes_as_well(store: Store) -> None:
     """A process was killed between the two."""
     store.quarantine(SLAB, FIRST, {"reason": "volume is nan"}, b"[nan]")

@@ -762,6 +762,7 @@ def test_a_problem_is_exit_code_3_and_a_line(store: Store, command: Callable[...
     assert (code, err) == (3, "")
     assert out.splitlines()[0] == f"{PLACE}: is empty"
     assert out.splitlines()[1].endswith("; problems: 1")
+    assert "backfill --refetch" in out.splitlines()[2]
 
 
 def test_json_is_one_document(store: Store, command: Callable[..., Any]) -> None:
@@ -799,8 +800,9 @@ def test_an_unknown_coin_is_a_matter_of_usage(command: Callable[..., Any]) -> No
 def test_where_nothing_is_the_user_hears_it(
     store: Store, command: Callable[..., Any], arguments: tuple[str, ...]
 ) -> None:
+    """Whoever relies on a proof must not take a wrong folder for a sound one."""
     code, out, err = command(*arguments, root=store.root / "nowhere")
-    assert code == 0
+    assert code == 1
     assert "nowhere" in err
     assert json.loads(out)["files"] == 0 if arguments else out == ""
 
