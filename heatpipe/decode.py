@@ -29,15 +29,19 @@ PARSE_BLOCK: Final = 1 << 17
 """Bytes of text that are parsed at a time: what a cast writes must stay in the cache. Twice as much is slower."""
 
 _ARRAY_START: Final = re.compile(rb'"flat_points"\s*:\s*\[')
-_NUMBER_BYTES: Final = b"0123456789+-.eE,"
 _SPACE_BYTES: Final = b" \t\r\n"
 _SPLIT_NUMBER: Final = re.compile(rb"[^,\s]\s+[^,\s]")
+_CLOSING: Final = re.compile(rb"\]")
+_NO_SPACE: Final = re.compile(rb"[^ \t\r\n]")
 _NO_NUMBERS: Final = re.compile(rb'[\["]')
 # Possessive: else a string that never ends is tried from each of its characters.
 _BRACKET_OR_STRING: Final = re.compile(rb'[\[\]]|"(?:[^"\\]++|\\.)*+(?:"|\Z)', re.DOTALL)
 _CUT: Final = ...  # in the envelope that was read: the numbers stood here. No JSON value is like it
 _CUT_TEXT: Final = b"NaN"
 _COMMA: Final = ord(",")
+_EVERY_SECOND: Final = pa.py_buffer(
+    bytes([0b01010101]) * (PARSE_BLOCK // 4 + 1)
+)  # as many cells as could be in a block
 
 
 def decode_body(body: Buffer, window: Window) -> Snapshots:
@@ -69,7 +73,7 @@ def decode_body(body: Buffer, window: Window) -> Snapshots:
     ----------
     .. [1] Vendor documentation, "Liquidation Heatmap", section "Flattened response".
     """
-    body = bytes(body) if isinstance(body, memoryview) else body
+    body = memoryview(body)
     text, envelope = _cut_out_array(body)
     try:
         document = _read_json(envelope, is_cut=text is not None)
@@ -79,26 +83,31 @@ def decode_body(body: Buffer, window: Window) -> Snapshots:
         text, envelope = _cut_out_array(body, find_end=_find_outer_end)
         document = _read_json(envelope, is_cut=True)
     if not _check_envelope(document, window):
-        if text and text.strip(_SPACE_BYTES):
+        if text and _NO_SPACE.search(text):
             raise EnvelopeError("flat_points stands outside of the series")
         return Snapshots()
     return decode_stream(parse_numbers(text or b""), window)
 
 
 def _cut_out_array(
-    body: bytes | bytearray, find_end: Callable[[bytes | bytearray, int], int] = lambda body, at: body.find(b"]", at)
-) -> tuple[bytes | bytearray | None, bytes | bytearray]:
+    body: memoryview, find_end: Callable[[memoryview, int], int] | None = None
+) -> tuple[memoryview | None, bytes]:
     """Return the text between the brackets of flat_points, if they are there, and the document without it."""
     found = _ARRAY_START.search(body)
     if not found:
-        return None, body
-    end = find_end(body, found.end())
+        return None, bytes(body)
+    end = (find_end or _find_end)(body, found.end())
     if end < 0:
         raise EnvelopeError("the document ends within flat_points")
-    return body[found.end() : end], body[: found.end()] + _CUT_TEXT + body[end:]
+    return body[found.end() : end], b"".join((body[: found.end()], _CUT_TEXT, body[end:]))
 
 
-def _find_outer_end(body: bytes | bytearray, start: int) -> int:
+def _find_end(body: memoryview, start: int) -> int:
+    found = _CLOSING.search(body, start)
+    return found.start() if found else -1
+
+
+def _find_outer_end(body: memoryview, start: int) -> int:
     """Return where the array that begins at `start` ends; arrays and strings in it are wrong values, not a cut."""
     depth = 1
     for token in _BRACKET_OR_STRING.finditer(body, start):
@@ -108,7 +117,7 @@ def _find_outer_end(body: bytes | bytearray, start: int) -> int:
     return -1
 
 
-def _read_json(envelope: bytes | bytearray, *, is_cut: bool) -> Any:
+def _read_json(envelope: bytes, *, is_cut: bool) -> Any:
     """Read JSON, and no more than JSON: `json` alone would take NaN, UTF-16 and halves of characters as well."""
     cuts = [_CUT] if is_cut else []
 
@@ -163,7 +172,7 @@ def _show(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:80]}…"
 
 
-def parse_numbers(text: bytes | bytearray) -> NDArray[np.float64]:
+def parse_numbers(text: Buffer) -> NDArray[np.float64]:
     """Parse comma-separated JSON numbers into float64, with pyarrow's cast.
 
     A string array is laid over the text: numbers and commas in turn, the commas null. Its cast to float64 parses
@@ -171,7 +180,7 @@ def parse_numbers(text: bytes | bytearray) -> NDArray[np.float64]:
 
     Parameters
     ----------
-    text : bytes or bytearray
+    text : bytes-like
         The inside of a JSON array.
 
     Returns
@@ -182,58 +191,82 @@ def parse_numbers(text: bytes | bytearray) -> NDArray[np.float64]:
     Raises
     ------
     DecodeError
-        Something in it is not a number: null, a string, a nested array, infinity, nan.
+        Something in it is not a number: null, a string, a nested array.
 
     Notes
     -----
     Spellings that JSON forbids but that have only one meaning, ``01``, ``1.``, ``.5``, ``+1``, are read as ``float()``
     reads them: to look for them costs a fifth of the parse, and a value that is wrong does not betray itself by them.
-    A number beyond the doubles becomes infinite, as for ``float()``, and is refused as a level, count or timestamp.
+    So are ``nan`` and ``inf``, and a number beyond the doubles: no level, count or timestamp can be one of these.
     """
-    if text.translate(None, _NUMBER_BYTES):
-        text = _without_spaces(text)
-    if not text:
-        return np.empty(0, np.float64)
-    characters = np.frombuffer(text, np.uint8)
-    commas = np.flatnonzero(characters == _COMMA)
-    numbers = np.empty(len(commas) + 1, np.float64)
-    first = 0
-    while first < len(numbers):
-        start = int(commas[first - 1]) + 1 if first else 0
-        after = max(first + 1, int(np.searchsorted(commas, start + PARSE_BLOCK)))
-        end = int(commas[after - 1]) if after <= len(commas) else len(characters)
-        after = min(after, len(numbers))
-        try:
-            _parse_block(characters[start:end], commas[first : after - 1] - start, numbers[first:after])
-        except pa.ArrowInvalid:
-            raise DecodeError(_name_bad_number(bytes(text[start:end]), first)) from None
-        first = after
-    return numbers
+    try:
+        return _parse_blocks(text)
+    except _NoNumberError:  # white space, perhaps
+        unspaced = _without_spaces(bytes(text))
+    try:
+        return _parse_blocks(unspaced)
+    except _NoNumberError as exc:
+        raise DecodeError(_name_bad_number(exc.text, exc.first)) from None
 
 
-def _without_spaces(text: bytes | bytearray) -> bytes | bytearray:
-    other = text.translate(None, _NUMBER_BYTES + _SPACE_BYTES)
-    if other:
-        at = text.index(other[:1])
-        raise DecodeError(f"flat_points holds what is no number: {_show(bytes(text[max(0, at - 10) : at + 20]))}")
+class _NoNumberError(Exception):
+    """Something in a block of the text is no number; `first` is the position of the block's first one."""
+
+    def __init__(self, text: bytes, first: int) -> None:
+        super().__init__(text, first)
+        self.text = text
+        self.first = first
+
+
+def _without_spaces(text: bytes) -> bytes:
     split = _SPLIT_NUMBER.search(text)
     if split:
         raise DecodeError(f"two numbers without a comma between them: {_show(split.group())}")
     return text.translate(None, _SPACE_BYTES)
 
 
-def _parse_block(text: NDArray[np.uint8], commas: NDArray[np.int64], out: NDArray[np.float64]) -> None:
-    """Parse the numbers between the commas of one block into `out`."""
+def _parse_blocks(text: Buffer) -> NDArray[np.float64]:
+    """Parse block by block: what is written on the way to the numbers stays in the cache."""
+    characters = np.frombuffer(text, np.uint8)
+    numbers = np.empty(len(characters) // 2 + 1, np.float64)  # what is not filled does not become memory
+    at = filled = 0
+    while at < len(characters):
+        block, commas = _next_block(characters, at)
+        try:
+            parsed = _parse_block(block, commas)
+        except pa.ArrowInvalid:
+            raise _NoNumberError(bytes(block), filled) from None
+        numbers[filled : filled + len(parsed)] = parsed
+        filled += len(parsed)
+        at += len(block) + 1
+    return numbers[:filled]
+
+
+def _next_block(characters: NDArray[np.uint8], at: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Return the whole numbers that follow, as many as fit a block, and the places of the commas between them."""
+    block = characters[at : at + PARSE_BLOCK]
+    commas = np.flatnonzero(block == _COMMA)
+    if at + len(block) == len(characters):
+        return block, commas
+    if len(commas):
+        return block[: commas[-1]], commas[:-1]
+    rest = characters[at:]  # one number is longer than a block
+    commas = np.flatnonzero(rest == _COMMA)
+    return rest[: commas[0] if len(commas) else None], commas[:0]
+
+
+def _parse_block(text: NDArray[np.uint8], commas: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Parse the numbers between the commas of one block."""
     cells = 2 * len(commas) + 1
     offsets = np.empty(cells + 1, np.int32)
     offsets[0] = 0
     offsets[1:-1:2] = commas
-    offsets[2:-1:2] = commas + 1
+    offsets[2:-1:2] = commas
+    offsets[2:-1:2] += 1
     offsets[-1] = len(text)
-    every_second = np.full(cells // 8 + 1, 0b01010101, np.uint8)
-    strings = pa.StringArray.from_buffers(cells, pa.py_buffer(offsets), pa.py_buffer(text), pa.py_buffer(every_second))
+    strings = pa.StringArray.from_buffers(cells, pa.py_buffer(offsets), pa.py_buffer(text), _EVERY_SECOND)
     parsed = pc.cast(strings, pa.float64())
-    out[:] = np.frombuffer(parsed.buffers()[1], np.float64, cells)[::2]
+    return np.frombuffer(parsed.buffers()[1], np.float64, cells)[::2]
 
 
 def _name_bad_number(text: bytes, first: int) -> str:
@@ -351,8 +384,11 @@ def _check_levels(snapshots: Snapshots, headers: NDArray[np.int64], window: Wind
             f"at most {window.series.depth} were asked for"
         )
     price, volume = snapshots.price, snapshots.volume
-    _refuse(~((price > 0) & (price < np.inf)), "price", price, snapshots)
-    _refuse(~((volume >= 0) & (volume < np.inf)), "volume", volume, snapshots)
+    if len(price):  # the extremes first, since they need no memory; nan is neither above nor below anything
+        if not (price.min() > 0 and price.max() < np.inf):
+            _refuse(~((price > 0) & (price < np.inf)), "price", price, snapshots)
+        if not (volume.min() >= 0 and volume.max() < np.inf):
+            _refuse(~((volume >= 0) & (volume < np.inf)), "volume", volume, snapshots)
     falls = np.empty(len(price), np.bool_)
     if len(price):
         np.less_equal(price[1:], price[:-1], out=falls[1:])

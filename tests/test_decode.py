@@ -311,7 +311,7 @@ def test_a_spelling_that_json_forbids_but_that_has_one_meaning_is_read_as_float_
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("1,2,nan", "what is no number: b'1,2,nan'"),
+        ("1,2,nil", "float 2 of flat_points is no number: b'nil'"),
         ("1,2,--3,4", "float 2 of flat_points is no number: b'--3'"),
         ("1,,3", "float 1 of flat_points is no number: b''"),
         ("1,2,", "float 2 of flat_points is no number: b''"),
