@@ -41,6 +41,10 @@ class Budget:
     ----------
     per_minute, burst : float
         Weight that comes in per minute, and the most that can be saved up.
+    reserve_s : float
+        What comes in within so many seconds stays in the bucket, but for a weight that needs all of it. An upstream's
+        bucket fills from when the first request arrives, ours from when it leaves; later ones, on a warm connection,
+        arrive sooner after they leave.
     clock : callable
         Monotonic seconds.
     sleep : callable
@@ -52,6 +56,7 @@ class Budget:
         per_minute: float,
         burst: float,
         *,
+        reserve_s: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
         sleep: Sleep = time.sleep,
     ) -> None:
@@ -59,6 +64,7 @@ class Budget:
             raise ValueError("a budget that never fills cannot be spent")
         self._per_s = per_minute / 60
         self._burst = burst
+        self._reserve = reserve_s * self._per_s
         self._clock = clock
         self._sleep = sleep
         self._turn = threading.Lock()  # whoever waits for weight; the others queue behind it
@@ -114,9 +120,10 @@ class Budget:
             now = self._fill()
             if now < self._held_until:
                 return self._held_until - now
-            if self._level < weight:
+            enough = min(self._burst, weight + self._reserve)
+            if self._level < enough:
                 # a hair more than needed: rounding must not make a waiter spin
-                return (weight - self._level) / self._per_s + 1e-6
+                return (enough - self._level) / self._per_s + 1e-6
             self._level -= weight
             return 0.0
 

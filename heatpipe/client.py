@@ -10,8 +10,7 @@ import socket
 import threading
 import time
 import urllib.parse
-import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC
 from math import inf
@@ -19,6 +18,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 import httpx
+from isal import isal_zlib
 
 from heatpipe import __version__
 from heatpipe.budget import LONGEST_HOLD_S, Lease
@@ -36,6 +36,7 @@ from heatpipe.errors import (
     TransientError,
     UnreachableError,
 )
+from heatpipe.memory import POOL
 from heatpipe.model import Window
 from heatpipe.upstream import LIQUIDATIONS, POINTS_PATH
 
@@ -50,7 +51,9 @@ BYTES_PER_LEVEL: Final = 64
 """Cap on an answer: bytes per level that could be in it, headers counted as one. Real ones take about 16."""
 ENVELOPE_BYTES: Final = 1 << 16
 FOREIGN_LOGGERS: Final = ("httpx", "httpcore.connection", "httpcore.http11", "httpcore.proxy")
-PIECE_BYTES: Final = 1 << 20
+MOST_EXPECTED: Final = 1 << 26
+"""Most memory that is taken on the word of an answer."""
+PIECE_BYTES: Final = 1 << 18
 """Most that is inflated at a time: so much is the overshoot over a cap."""
 
 
@@ -60,7 +63,7 @@ class Body:
 
     Parameters
     ----------
-    data : bytearray
+    data : memoryview
         The document.
     wire_bytes : int
         Its size as it travelled.
@@ -68,7 +71,7 @@ class Body:
         Unix seconds at which the request was sent: the earlier of our clock and the answer's ``Date``.
     """
 
-    data: bytearray
+    data: memoryview
     wire_bytes: int
     asked_at: float
 
@@ -250,20 +253,25 @@ class Client:
         """Seconds that one answer may take; while bytes drip in, no time-out ends it."""
         return self._settings.patience_s + 2 * self._settings.timeout_s  # silence ends by its own name, before this
 
-    def _receive(self, response: httpx.Response, window: Window) -> tuple[bytearray, int]:
-        """Read and inflate a body, no further than its cap; return it and its size on the wire."""
+    def _receive(self, response: httpx.Response, window: Window) -> tuple[memoryview, int]:
+        """Read a body, then inflate it, both no further than its cap; return it and its size on the wire."""
         cap = body_cap(window)
         inflate = self._inflater(response, window)
-        data = bytearray()
+        chunks: list[bytes] = []
         wire_bytes = 0
         for chunk in response.iter_raw():
+            chunks.append(chunk)
             wire_bytes += len(chunk)
+            if wire_bytes > cap:
+                raise TooHeavyError(f"{window}: the answer is larger than {cap:,} bytes")
+        text = _Text(inflate.expected_size(chunks, wire_bytes))
+        for chunk in chunks:
             for piece in inflate(chunk):
-                data += piece
-                if len(data) > cap:
+                text.append(piece)
+                if text.size > cap:
                     raise TooHeavyError(f"{window}: the answer is larger than {cap:,} bytes")
         inflate.finish()
-        return data, wire_bytes
+        return text.view(), wire_bytes
 
     def _inflater(self, response: httpx.Response, window: Window) -> "_Inflater":
         named = response.headers.get("Content-Encoding", "")
@@ -324,8 +332,9 @@ class Client:
             text = text.replace(spelling.reveal(), "(key)")
         return "".join(c if c.isprintable() else " " for c in text)
 
-    def redact(self, body: bytearray) -> bytearray:
-        """Return an answer without the key, should the upstream have echoed it."""
+    def redact(self, data: memoryview) -> bytes:
+        """Return a copy of an answer, without the key, should the upstream have echoed it."""
+        body = bytes(data)
         for spelling in self._spellings:
             body = body.replace(spelling.reveal().encode(), b"(key)")
         return body
@@ -379,6 +388,34 @@ class _Line:
         if self._socket is not None:
             with contextlib.suppress(OSError):
                 self._socket.shutdown(socket.SHUT_RDWR)
+
+
+class _Text:
+    """Memory that a text is written to.
+
+    Parameters
+    ----------
+    expected_size : int
+        Bytes that will come, probably: memory that need not grow.
+    """
+
+    def __init__(self, expected_size: int) -> None:
+        self.size = 0
+        self._data = POOL.bytes(min(expected_size, MOST_EXPECTED) + 1).data
+
+    def append(self, piece: bytes) -> None:
+        """Add a piece at the end."""
+        end = self.size + len(piece)
+        if end > len(self._data):
+            grown = POOL.bytes(2 * end).data
+            grown[: self.size] = self._data[: self.size]
+            self._data = grown
+        self._data[self.size : end] = piece
+        self.size = end
+
+    def view(self) -> memoryview:
+        """Return what has come, in place."""
+        return self._data[: self.size]
 
 
 class _Mask(logging.Filter):
@@ -481,7 +518,7 @@ class _Inflater:
 
     def __init__(self, window: Window, *, compressed: bool) -> None:
         self._window = window
-        self._stream = zlib.decompressobj(wbits=31) if compressed else None
+        self._stream = isal_zlib.decompressobj(wbits=31) if compressed else None
 
     def __call__(self, chunk: bytes) -> Iterator[bytes]:
         if self._stream is None:
@@ -490,11 +527,15 @@ class _Inflater:
         try:
             while chunk:
                 if self._stream.eof:  # another gzip member follows
-                    self._stream = zlib.decompressobj(wbits=31)
+                    self._stream = isal_zlib.decompressobj(wbits=31)
                 yield self._stream.decompress(chunk, PIECE_BYTES)
                 chunk = self._stream.unconsumed_tail or self._stream.unused_data
-        except zlib.error as exc:
+        except isal_zlib.error as exc:  # type: ignore[misc]
             raise TransientError(f"{self._window}: the compressed answer is damaged") from exc
+
+    def expected_size(self, chunks: Sequence[bytes], wire_bytes: int) -> int:
+        """Return how large the text will be, by the word of whoever compressed it."""
+        return wire_bytes if self._stream is None else int.from_bytes(b"".join(chunks[-2:])[-4:], "little")
 
     def finish(self) -> None:
         """Raise unless the stream is whole."""

@@ -19,14 +19,19 @@ from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from heatpipe.errors import DecodeError, EnvelopeError
+from heatpipe.memory import POOL
 from heatpipe.model import Snapshots, Span, Window, show_time
 from heatpipe.upstream import LIQUIDATIONS
 
 Buffer = bytes | bytearray | memoryview
 Pairs = NDArray[np.float64]  # (M, 2)
 
-PARSE_BLOCK: Final = 1 << 17
-"""Bytes of text that are parsed at a time: what a cast writes must stay in the cache. Twice as much is slower."""
+PARSE_BLOCK: Final = 1 << 18
+"""Bytes of text that are parsed at a time: what a cast writes must stay in the cache."""
+USUAL_WIDTH: Final = 6
+"""Bytes of text, the comma too, that a number takes at least, where nothing is unusual."""
+USUAL_TAIL: Final = 256
+"""Bytes from the end of the array to the end of the document, at most, where nothing unusual follows."""
 
 _ARRAY_START: Final = re.compile(rb'"flat_points"\s*:\s*\[')
 _SPACE_BYTES: Final = b" \t\r\n"
@@ -73,15 +78,27 @@ def decode_body(body: Buffer, window: Window) -> Snapshots:
     ----------
     .. [1] Vendor documentation, "Liquidation Heatmap", section "Flattened response".
     """
-    body = memoryview(body)
-    text, envelope = _cut_out_array(body)
+    view = memoryview(body)
     try:
-        document = _read_json(envelope, is_cut=text is not None)
+        return _decode(view, window, _find_last_end)
+    except DecodeError:  # what the right cut makes of it counts
+        return _decode_carefully(view, window)
+
+
+def _decode_carefully(body: memoryview, window: Window) -> Snapshots:
+    """Decode what may be damaged, or written as nobody expects: find the end of the array however long that takes."""
+    try:
+        return _decode(body, window, _find_end)
     except EnvelopeError:
+        text, _ = _cut_out_array(body, _find_end)
         if text is None or not _NO_NUMBERS.search(text):
             raise
-        text, envelope = _cut_out_array(body, find_end=_find_outer_end)
-        document = _read_json(envelope, is_cut=True)
+        return _decode(body, window, _find_outer_end)
+
+
+def _decode(body: memoryview, window: Window, find_end: Callable[[memoryview, int], int]) -> Snapshots:
+    text, envelope = _cut_out_array(body, find_end)
+    document = _read_json(envelope, is_cut=text is not None)
     if not _check_envelope(document, window):
         if text and _NO_SPACE.search(text):
             raise EnvelopeError("flat_points stands outside of the series")
@@ -89,17 +106,20 @@ def decode_body(body: Buffer, window: Window) -> Snapshots:
     return decode_stream(parse_numbers(text or b""), window)
 
 
-def _cut_out_array(
-    body: memoryview, find_end: Callable[[memoryview, int], int] | None = None
-) -> tuple[memoryview | None, bytes]:
+def _cut_out_array(body: memoryview, find_end: Callable[[memoryview, int], int]) -> tuple[memoryview | None, bytes]:
     """Return the text between the brackets of flat_points, if they are there, and the document without it."""
     found = _ARRAY_START.search(body)
     if not found:
         return None, bytes(body)
-    end = (find_end or _find_end)(body, found.end())
+    end = find_end(body, found.end())
     if end < 0:
         raise EnvelopeError("the document ends within flat_points")
     return body[found.end() : end], b"".join((body[: found.end()], _CUT_TEXT, body[end:]))
+
+
+def _find_last_end(body: memoryview, start: int) -> int:
+    """Return where the array ends if little follows it; an earlier end is no number, so that the parse will tell."""
+    return _find_end(body, max(start, len(body) - USUAL_TAIL))
 
 
 def _find_end(body: memoryview, start: int) -> int:
@@ -228,7 +248,7 @@ def _without_spaces(text: bytes) -> bytes:
 def _parse_blocks(text: Buffer) -> NDArray[np.float64]:
     """Parse block by block: what is written on the way to the numbers stays in the cache."""
     characters = np.frombuffer(text, np.uint8)
-    numbers = np.empty(len(characters) // 2 + 1, np.float64)  # what is not filled does not become memory
+    numbers = POOL.floats(len(characters) // USUAL_WIDTH + 1)
     at = filled = 0
     while at < len(characters):
         block, commas = _next_block(characters, at)
@@ -236,6 +256,8 @@ def _parse_blocks(text: Buffer) -> NDArray[np.float64]:
             parsed = _parse_block(block, commas)
         except pa.ArrowInvalid:
             raise _NoNumberError(bytes(block), filled) from None
+        if filled + len(parsed) > len(numbers):  # as short as numbers can be
+            numbers = np.concatenate((numbers[:filled], POOL.floats(len(characters) // 2 + 1 - filled)))
         numbers[filled : filled + len(parsed)] = parsed
         filled += len(parsed)
         at += len(block) + 1
@@ -258,12 +280,12 @@ def _next_block(characters: NDArray[np.uint8], at: int) -> tuple[NDArray[np.uint
 def _parse_block(text: NDArray[np.uint8], commas: NDArray[np.int64]) -> NDArray[np.float64]:
     """Parse the numbers between the commas of one block."""
     cells = 2 * len(commas) + 1
-    offsets = np.empty(cells + 1, np.int32)
-    offsets[0] = 0
-    offsets[1:-1:2] = commas
-    offsets[2:-1:2] = commas
-    offsets[2:-1:2] += 1
-    offsets[-1] = len(text)
+    bounds = np.empty((len(commas) + 1, 2), np.int32)  # of each number
+    bounds[:-1, 1] = commas
+    bounds[-1, 1] = len(text)
+    np.add(bounds[:-1, 1], 1, out=bounds[1:, 0])
+    bounds[0, 0] = 0
+    offsets = bounds.ravel()
     strings = pa.StringArray.from_buffers(cells, pa.py_buffer(offsets), pa.py_buffer(text), _EVERY_SECOND)
     parsed = pc.cast(strings, pa.float64())
     return np.frombuffer(parsed.buffers()[1], np.float64, cells)[::2]
@@ -348,7 +370,7 @@ def _as_time(micros: float) -> str:
 def _gather_rows(pairs: Pairs, headers: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Copy the payload of all snapshots, without their headers, into a price and a volume column."""
     rows = len(pairs) - len(headers)
-    price, volume = np.empty(rows), np.empty(rows)
+    price, volume = POOL.floats(rows), POOL.floats(rows)
     prices, volumes = pairs[:, 0], pairs[:, 1]
     counts = np.diff(headers, append=len(pairs)) - 1
     # Runs of equal counts (the depth cap makes long ones) are one strided block each.

@@ -31,9 +31,11 @@ YOUNG_S: Final = 15 * 60
 """An interval that ended later than this before the request may still be published: not yet absent."""
 HISTORY_MARGIN_S: Final = 10
 """What leaves the history within so many seconds is no longer asked for: one second late costs the whole window."""
-BYTES_IN_FLIGHT: Final = 192 << 20
-"""Bound on what requests in flight may hold, at `BYTES_PER_ROW` a row that could come."""
+BYTES_IN_FLIGHT: Final = 144 << 20
+"""Bound on what answers may hold, at `BYTES_PER_ROW` a row that could come: three windows of usual depth."""
 BYTES_PER_ROW: Final = 32
+RESERVE_S: Final = 0.5
+"""Longest that the first request, which opens the connection, may take longer to arrive than the others."""
 POLL_S: Final = 0.2
 """How soon a request to stop is seen."""
 
@@ -146,7 +148,7 @@ class Job:
     tries: Counter[str] = field(default_factory=Counter)
     answer: Answer | None = None
     fault: BaseException | None = None
-    body: bytearray | None = None
+    body: bytes | None = None
     """the raw answer, kept where it broke the contract"""
     in_room: bool = False
     """whether its bytes are counted"""
@@ -185,7 +187,7 @@ class Crew:
         self.clock = clock
         self._client = Client(
             settings,
-            budget or Budget(settings.weight_per_minute, settings.burst),
+            budget or Budget(settings.weight_per_minute, settings.burst, reserve_s=RESERVE_S),
             sleep=self.stop.sleep,
             clock=clock,
         )

@@ -164,9 +164,8 @@ def encode_day(day: Day) -> pa.Table:
         digest=digest_rows(timestamp, points.price, points.volume),
     )
     columns = [
-        pa.array(timestamp).cast(SCHEMA.field("timestamp").type),
-        pa.array(points.price),
-        pa.array(points.volume),
+        pa.Array.from_buffers(field.type, points.rows, [None, pa.py_buffer(np.ascontiguousarray(column))])
+        for field, column in zip(SCHEMA, (timestamp, points.price, points.volume), strict=True)
     ]
     return pa.Table.from_arrays(columns, schema=SCHEMA.with_metadata({FOOTER_KEY: encode_footer(footer)}))
 

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from heatpipe.errors import ConfigError
+from heatpipe.memory import POOL
 from heatpipe.upstream import LIQUIDATIONS, UNSUPPORTED_INTERVALS, Interval
 
 DAY_S: Final = 86400
@@ -291,7 +292,12 @@ class Snapshots:
 
     def row_timestamps(self) -> NDArray[np.int64]:
         """(rows,) microseconds: each point's timestamp, once a level."""
-        return np.repeat(self.timestamp, self.levels)
+        stamps = POOL.integers(self.rows)
+        at = 0
+        for stamp, count in zip(self.timestamp.tolist(), self.levels.tolist(), strict=True):
+            stamps[at : at + count] = stamp
+            at += count
+        return stamps
 
     def between(self, span: Span) -> "Snapshots":
         """Return the points within a span, as views."""
@@ -312,8 +318,8 @@ class Snapshots:
         joined = Snapshots(
             np.concatenate([part.timestamp for part in parts]),
             np.concatenate([part.levels for part in parts]),
-            np.concatenate([part.price for part in parts]),
-            np.concatenate([part.volume for part in parts]),
+            np.concatenate([part.price for part in parts], out=POOL.floats(sum(part.rows for part in parts))),
+            np.concatenate([part.volume for part in parts], out=POOL.floats(sum(part.rows for part in parts))),
         )
         if not (np.diff(joined.timestamp) > 0).all():
             raise ValueError("parts of a day overlap or are out of order")

@@ -318,3 +318,15 @@ def test_an_interrupted_wait_leaves_the_budget_usable() -> None:
         budget.spend(5)
     time.now += 5
     assert budget.spend(5) == 0  # nothing was taken, nothing is locked
+
+
+def test_what_is_in_reserve_is_waited_for_but_not_by_who_needs_all_of_it() -> None:
+    time = FakeTime()
+    budget = Budget(600, 20, reserve_s=0.5, clock=time.clock, sleep=time.sleep)  # ten a second, five in reserve
+    budget.spend(15)
+    assert not time.slept
+    budget.spend(5)
+    assert sum(time.slept) == pytest.approx(0.5, abs=HAIR)
+    time.now += 60
+    budget.spend(20)
+    assert sum(time.slept) == pytest.approx(0.5, abs=HAIR)

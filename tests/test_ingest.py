@@ -733,8 +733,8 @@ def test_to_be_told_to_wait_does_not_count_towards_the_forty(upstream: MakeUpstr
 
 BAD_VALUES: list[tuple[str, list[Level], str]] = [
     ("a volume below nothing", [(100.0, -1.0)], "volume -1"),
-    ("a volume that is no number", [(100.0, float("nan"))], "NaN"),
-    ("a volume without end", [(100.0, float("inf"))], "Infinity"),
+    ("a volume that is no number", [(100.0, float("nan"))], "volume nan"),
+    ("a volume without end", [(100.0, float("inf"))], "volume inf"),
     ("a price of nothing", [(0.0, 1.0)], "price 0"),
     ("prices that fall", [(2.0, 1.0), (1.0, 1.0)], "does not ascend"),
     ("more levels than were asked for", [(1.0, 1.0), (2.0, 1.0), (3.0, 1.0)], "3 levels"),
