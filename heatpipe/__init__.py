@@ -6,17 +6,19 @@ if TYPE_CHECKING:
     from heatpipe.config import Settings as Settings
     from heatpipe.frame import scan as scan
     from heatpipe.ingest import backfill as backfill
+    from heatpipe.ingest import update as update
     from heatpipe.model import Series as Series
     from heatpipe.sql import connect as connect
 
 __version__ = "0.1.0"
 
-__all__ = ["backfill", "connect", "scan", "Series", "Settings"]
+__all__ = ["backfill", "connect", "scan", "update", "Series", "Settings"]
 
 _HOMES = {
     "backfill": "heatpipe.ingest",
     "connect": "heatpipe.sql",
     "scan": "heatpipe.frame",
+    "update": "heatpipe.ingest",
     "Series": "heatpipe.model",
     "Settings": "heatpipe.config",
 }

@@ -18,12 +18,14 @@ from cyclopts import App, CycloptsError, Group, Parameter
 
 from heatpipe import __version__
 from heatpipe.errors import ConfigError, DatasetError, HeatpipeError
+from heatpipe.upstream import LOOKBACK
 
 if TYPE_CHECKING:
     from heatpipe.config import Settings, Target
     from heatpipe.plan import Plan
     from heatpipe.report import Report
     from heatpipe.status import Tally
+    from heatpipe.store import Store
     from heatpipe.verify import Findings
 
 DONE: Final = 0
@@ -91,6 +93,9 @@ NO_SERIES: Final = SeriesFlags()
 NO_SHARED: Final = SharedFlags()
 MaxWeight = Annotated[int | None, Parameter(help="Refuse a plan that costs more than this weight.")]
 Refetch = Annotated[bool, Parameter(negative=(), help="Ask again for what is on disk, and replace it.")]
+NoWait = Annotated[
+    bool, Parameter(negative=(), help="Leave out what another process works on, rather than wait for it.")
+]
 
 
 @app.command
@@ -100,17 +105,24 @@ def plan(
     shared: SharedFlags = NO_SHARED,
     max_weight: MaxWeight = None,
     refetch: Refetch = False,
+    update: Annotated[bool, Parameter(negative=(), help="Plan what `heatpipe update` would do.")] = False,
 ) -> int:
     """Say what a backfill would cost and take; spends nothing, needs no key.
 
     Example: `heatpipe plan --coin BTC --coin ETH --start 2026-03-01 --end 2026-03-08`
     """
     from heatpipe.store import Store
-    from heatpipe.survey import check_plan, make_plan
+    from heatpipe.survey import check_plan
 
+    if update and refetch:
+        raise ConfigError("--update and --refetch exclude each other")
     settings = _settings(shared)
     store = Store(settings.root)
-    found = make_plan(_targets(series, settings), store, settings, time.time(), last_s=_last(series), refetch=refetch)
+    found = (
+        _plan_update(series, settings, store, LOOKBACK)
+        if update
+        else _plan_backfill(series, settings, store, refetch=refetch)
+    )
     _warn(found.warnings)
     check_plan(found, store, settings, max_weight)
     if shared.json:
@@ -127,47 +139,46 @@ def backfill(
     shared: SharedFlags = NO_SHARED,
     max_weight: MaxWeight = None,
     refetch: Refetch = False,
-    no_wait: Annotated[
-        bool, Parameter(negative=(), help="Leave out what another process works on, rather than wait for it.")
-    ] = False,
+    no_wait: NoWait = False,
 ) -> int:
     """Fetch what is missing in a span; spends weight. The same command again fetches only what did not come.
 
     Example: `heatpipe backfill --coin BTC --last 7d`
     """
-    from heatpipe.fetch import Crew
-    from heatpipe.ingest import carry_out
-    from heatpipe.progress import show_progress
     from heatpipe.store import Store
-    from heatpipe.survey import check_plan, make_plan
 
     settings = _settings(shared)
     settings.key()
     store = Store(settings.root)
-    found = make_plan(_targets(series, settings), store, settings, time.time(), last_s=_last(series), refetch=refetch)
-    _warn(found.warnings)
-    check_plan(found, store, settings, max_weight)
-    started = time.monotonic()
-    try:
-        with show_progress(settings, quiet=shared.quiet) as on_progress, Crew(settings) as crew:
-            report = carry_out(found, store, crew, refetch=refetch, wait_for_locks=not no_wait, on_progress=on_progress)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt("what had arrived is on disk, the same command fetches the rest") from None
-    seconds = time.monotonic() - started
-    for failure in report.failures:
-        _say(f"failed: {failure.reason}" if failure.counts else f"left out: {failure.reason}")
-    if shared.json:
-        _print_json(
-            {
-                **report.as_document(),
-                "seconds": round(seconds, 3),
-                "intervals": found.intervals,
-                "open": found.open + report.open,
-            }
-        )
-    elif not shared.quiet:
-        _print_report(report, found, seconds)
-    return FAILED if any(failure.counts for failure in report.failures) else DONE
+    found = _plan_backfill(series, settings, store, refetch=refetch)
+    return _carry_out(found, settings, store, shared, max_weight=max_weight, refetch=refetch, no_wait=no_wait)
+
+
+@app.command
+def update(
+    *,
+    series: SeriesFlags = NO_SERIES,
+    shared: SharedFlags = NO_SHARED,
+    lookback: Annotated[
+        int, Parameter(help="Newest intervals on disk to ask for again, as many of them as cost no weight.")
+    ] = LOOKBACK,
+    max_weight: MaxWeight = None,
+    no_wait: NoWait = False,
+) -> int:
+    """Fetch what has come since, from the first interval on disk to the last closed one; spends weight.
+
+    Holes are filled. Without a coin and without [[series]] in a file, all that is on disk is updated. What is asked
+    for again and comes back different replaces what is stored, and is counted. `heatpipe plan --update` says the cost.
+
+    Example: `heatpipe update --coin BTC`
+    """
+    from heatpipe.store import Store
+
+    settings = _settings(shared)
+    settings.key()
+    store = Store(settings.root)
+    found = _plan_update(series, settings, store, lookback)
+    return _carry_out(found, settings, store, shared, max_weight=max_weight, no_wait=no_wait)
 
 
 @app.command
@@ -298,6 +309,64 @@ def sandbox(
     return DONE
 
 
+# What commands share
+
+
+def _plan_backfill(series: SeriesFlags, settings: "Settings", store: "Store", *, refetch: bool) -> "Plan":
+    from heatpipe.survey import make_plan
+
+    targets = _targets(series, settings)
+    return make_plan(targets, store, settings, time.time(), last_s=_last(series), refetch=refetch)
+
+
+def _plan_update(series: SeriesFlags, settings: "Settings", store: "Store", lookback: int) -> "Plan":
+    from heatpipe.survey import make_update_plan
+
+    targets = _targets_to_update(series, settings, store)
+    return make_update_plan(targets, store, settings, time.time(), last_s=_last(series), lookback=lookback)
+
+
+def _carry_out(
+    found: "Plan",
+    settings: "Settings",
+    store: "Store",
+    shared: SharedFlags,
+    *,
+    max_weight: int | None,
+    no_wait: bool,
+    refetch: bool = False,
+) -> int:
+    """Do what a plan says, and tell what was done."""
+    from heatpipe.fetch import Crew
+    from heatpipe.ingest import carry_out
+    from heatpipe.progress import show_progress
+    from heatpipe.survey import check_plan
+
+    _warn(found.warnings)
+    check_plan(found, store, settings, max_weight)
+    started = time.monotonic()
+    try:
+        with show_progress(settings, quiet=shared.quiet) as on_progress, Crew(settings) as crew:
+            report = carry_out(found, store, crew, refetch=refetch, wait_for_locks=not no_wait, on_progress=on_progress)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("what had arrived is on disk, the same command fetches the rest") from None
+    seconds = time.monotonic() - started
+    for failure in report.failures:
+        _say(f"failed: {failure.reason}" if failure.counts else f"left out: {failure.reason}")
+    if shared.json:
+        _print_json(
+            {
+                **report.as_document(),
+                "seconds": round(seconds, 3),
+                "intervals": found.intervals,
+                "open": found.open + report.open,
+            }
+        )
+    elif not shared.quiet:
+        _print_report(report, found, seconds)
+    return FAILED if any(failure.counts for failure in report.failures) else DONE
+
+
 # From flags to values
 
 
@@ -330,6 +399,16 @@ def _targets(flags: SeriesFlags, settings: "Settings") -> "list[Target]":
         Target(target.series, bounds.get("start", target.start), bounds.get("end", target.end))
         for target in settings.targets
     ]
+
+
+def _targets_to_update(flags: SeriesFlags, settings: "Settings", store: "Store") -> "list[Target]":
+    """Return what a backfill would take; where neither flags nor file name a series, all that is on disk."""
+    from heatpipe.config import Target
+    from heatpipe.survey import choose_to_update
+
+    if flags.coin or settings.targets:
+        return _targets(flags, settings)
+    return [Target(series, **_bounds(flags)) for series in choose_to_update(store, **_parts(flags))]
 
 
 def _targets_on_disk(flags: SeriesFlags, settings: "Settings") -> "list[Target]":
@@ -451,8 +530,15 @@ def _print_report(report: "Report", found: "Plan", seconds: float) -> None:
     )
     planned = "" if report.requests == found.requests else f" ({found.requests:,} were planned)"
     print(f"{report.requests:,} requests{planned}, weight {report.weight:,}, {show_bytes(report.wire_bytes)} received")
+    if report.asked_again:
+        print(f"{report.asked_again:,} intervals were on disk already and asked for again: {_say_difference(report)}")
     if report.open or report.young:
         print(f"{report.open + report.young:,} intervals were open or too young to be called absent: ask again later")
+
+
+def _say_difference(report: "Report") -> str:
+    counts = {name: getattr(report, name) for name in ("changed", "appeared", "vanished")}
+    return ", ".join(f"{count:,} {name}" for name, count in counts.items() if count) or "all unchanged"
 
 
 def _say_nothing_came(report: "Report", found: "Plan") -> str:

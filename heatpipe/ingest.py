@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from queue import Empty, SimpleQueue
-from typing import Final
+from typing import Any, Final
 
 from heatpipe.budget import Lease
 from heatpipe.client import Spent, show_request
@@ -32,7 +32,8 @@ from heatpipe.plan import Plan, SlabPlan
 from heatpipe.report import Failure, Progress, Report
 from heatpipe.slab import OpenSlab
 from heatpipe.store import Store
-from heatpipe.survey import check_plan, make_plan
+from heatpipe.survey import check_plan, make_plan, make_update_plan
+from heatpipe.upstream import LOOKBACK
 
 GRACE_S: Final = 1.0
 """How long a run that is ended waits for the answers to requests that were sent already."""
@@ -108,22 +109,92 @@ def backfill(
         `stop` was set.
     """
     settings = settings or Settings.load()
-    bounds = {name: _instant(value, name) for name, value in (("start", start), ("end", end))}
-    targets = [Target(one, **bounds) for one in ([series] if isinstance(series, Series) else series)]
     store = Store(settings.root)
-    plan = make_plan(targets, store, settings, clock(), refetch=refetch)
+    plan = make_plan(_targets(series, start, end), store, settings, clock(), refetch=refetch)
     check_plan(plan, store, settings, max_weight)
+    return _run_plan(
+        plan,
+        store,
+        lambda: Crew(settings, budget=budget, stop=stop, clock=clock),
+        refetch=refetch,
+        wait_for_locks=wait_for_locks,
+        on_progress=on_progress,
+    )
+
+
+def update(
+    series: Series | Sequence[Series],
+    start: int | str | date | None = None,
+    *,
+    settings: Settings | None = None,
+    lookback: int = LOOKBACK,
+    wait_for_locks: bool = True,
+    max_weight: int | None = None,
+    on_progress: OnProgress | None = None,
+    budget: Lease | None = None,
+    stop: Stop | None = None,
+    clock: Callable[[], float] = time.time,
+) -> Report:
+    """Fetch what is missing of some series up to the last closed interval. Spends weight.
+
+    Where something is missing, the newest of what is on disk is asked for again as well, as far as that costs no
+    weight; what comes back different replaces it, and is counted in the report.
+
+    Parameters
+    ----------
+    series : Series or sequence of Series
+        What to bring up to date.
+    start : date, datetime, str or int
+        From when on, as in `backfill`; by default from the first covered instant of each series.
+    lookback : int
+        How many intervals to ask for again.
+    settings, wait_for_locks, max_weight, on_progress, budget, stop, clock
+        As in `backfill`.
+
+    Returns
+    -------
+    Report
+        What was done, and what did not come.
+
+    Raises
+    ------
+    ConfigError
+        A series has nothing on disk and no `start` was given; or as `backfill`.
+    DatasetError, UnreachableError, Stopped
+        As `backfill`.
+    """
+    settings = settings or Settings.load()
+    store = Store(settings.root)
+    plan = make_update_plan(_targets(series, start), store, settings, clock(), lookback=lookback)
+    check_plan(plan, store, settings, max_weight)
+    return _run_plan(
+        plan,
+        store,
+        lambda: Crew(settings, budget=budget, stop=stop, clock=clock),
+        wait_for_locks=wait_for_locks,
+        on_progress=on_progress,
+    )
+
+
+def _targets(
+    series: Series | Sequence[Series], start: int | str | date | None, end: int | str | date | None = None
+) -> list[Target]:
+    bounds = {name: _instant(value, name) for name, value in (("start", start), ("end", end))}
+    return [Target(one, **bounds) for one in ([series] if isinstance(series, Series) else series)]
+
+
+def _instant(value: int | str | date | None, name: str) -> int | None:
+    return value if value is None or isinstance(value, int) else parse_instant(value, name)
+
+
+def _run_plan(plan: Plan, store: Store, make_crew: Callable[[], Crew], **how: Any) -> Report:
     for warning in plan.warnings:
         LOG.warning("%s", warning)
     if not plan.requests:
         tidy(plan, store)
         return Report()
-    with Crew(settings, budget=budget, stop=stop, clock=clock) as crew:
-        return carry_out(plan, store, crew, refetch=refetch, wait_for_locks=wait_for_locks, on_progress=on_progress)
-
-
-def _instant(value: int | str | date | None, name: str) -> int | None:
-    return value if value is None or isinstance(value, int) else parse_instant(value, name)
+    with make_crew() as crew:
+        return carry_out(plan, store, crew, **how)
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,7 +391,7 @@ class _Run:
             slab.ask_again(job)
         elif _worth_splitting(job, fault):
             LOG.info("asking for halves: %s", fault)
-            slab.split(job)
+            self._report += slab.split(job)
         else:
             self._give_up(slab, job, fault)
 

@@ -4,6 +4,7 @@ Weight steps at 1,000 points, so windows ignore midnight and covered stretches: 
 hole, 1,000 points each, they are as few, and so as cheap, as windows of a slab can be.
 """
 
+from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
@@ -12,6 +13,7 @@ from heatpipe.errors import ConfigError
 from heatpipe.model import DAY_S, Series, Span, Spans, Window, show_time
 from heatpipe.upstream import LIQUIDATIONS, Interval
 
+NOTHING: Final = Spans()
 POINTS_PER_WINDOW: Final = LIQUIDATIONS.points_per_weight
 
 
@@ -176,12 +178,15 @@ class SlabPlan:
         The requests, in order of time; none where all is covered.
     missing_s : int
         Seconds of the span that are not covered.
+    again : Spans
+        What is covered and asked for again all the same, since that costs no weight.
     """
 
     slab: Slab
     span: Span
     windows: tuple[Window, ...]
     missing_s: int
+    again: Spans = NOTHING
 
     @property
     def weight(self) -> int:
@@ -192,11 +197,42 @@ class SlabPlan:
         return f"{self.slab.series.coin} {self.slab.series.interval} {_show_days(self.span)}"
 
 
-def plan_slab(slab: Slab, span: Span, covered: Spans) -> SlabPlan:
-    """Plan the windows of one slab for the part of `span` in it, given what is covered there."""
+def plan_slab(slab: Slab, span: Span, covered: Spans, lookback: Spans = NOTHING) -> SlabPlan:
+    """Plan the windows of one slab for the part of `span` in it.
+
+    Parameters
+    ----------
+    slab : Slab
+        Where.
+    span : Span
+        What is wanted.
+    covered : Spans
+        What is on disk of the slab.
+    lookback : Spans
+        What of that is asked for again where it costs nothing: the newest of it first, as much as there is room for
+        in windows that are paid for anyway.
+    """
     wanted = slab.span.clip(span)
     holes = Spans.of([wanted]) - covered
-    return SlabPlan(slab, wanted, tuple(plan_windows(slab.series, holes)), holes.seconds)
+    again = _ride_along(slab.series, holes, (lookback & covered).within(wanted))
+    return SlabPlan(slab, wanted, tuple(plan_windows(slab.series, holes | again)), holes.seconds, again)
+
+
+def _ride_along(series: Series, holes: Spans, lookback: Spans) -> Spans:
+    """Return the newest part of `lookback` with which the windows weigh what they weigh without it."""
+    if not lookback:
+        return NOTHING
+
+    def newest(intervals: int) -> Spans:
+        end = lookback.hull.end
+        return lookback.within(Span(end - intervals * series.interval_s, end))
+
+    def weigh(intervals: int) -> int:
+        return sum(window.weight for window in plan_windows(series, holes | newest(intervals)))
+
+    # More to ask for never weighs less, so that the first number that weighs more can be searched for by halves.
+    every = range(1, lookback.hull.seconds // series.interval_s + 1)
+    return newest(bisect_left(every, weigh(0) + 1, key=weigh))
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,6 +43,9 @@ class Report:
         Files written, and their size.
     open, young : int
         Intervals that were not closed yet, or absent but too young to be called so; the next run asks.
+    unchanged, changed, appeared, vanished : int
+        Intervals on disk that were asked for again, by how the answer differs: not at all; in its rows, or in why it
+        has none; it has rows where none were, or none where rows were.
     failures : tuple of Failure
         What did not come.
     """
@@ -56,10 +59,19 @@ class Report:
     bytes_written: int = 0
     open: int = 0
     young: int = 0
+    unchanged: int = 0
+    changed: int = 0
+    appeared: int = 0
+    vanished: int = 0
     failures: tuple[Failure, ...] = field(default=())
 
     def __add__(self, other: "Report") -> "Report":
         return Report(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(Report)))
+
+    @property
+    def asked_again(self) -> int:
+        """Intervals that were on disk and were answered again."""
+        return self.unchanged + self.changed + self.appeared + self.vanished
 
     def as_document(self) -> dict[str, Any]:
         """Return what ``--json`` prints."""

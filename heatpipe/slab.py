@@ -3,17 +3,18 @@
 import contextlib
 import logging
 from collections import defaultdict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Final
 
 from heatpipe.client import Spent
+from heatpipe.compare import Difference, compare_days
 from heatpipe.errors import DamagedError, DatasetError
 from heatpipe.fetch import Answer, Job
 from heatpipe.layout import Day, day_date
 from heatpipe.model import Coverage, Snapshots, Span, Spans, Window, day_span, days_of
-from heatpipe.plan import Slab, SlabPlan, plan_slab
+from heatpipe.plan import Slab, SlabPlan, plan_slab, plan_windows
 from heatpipe.report import Failure, Report
 from heatpipe.store import Store
 
@@ -36,7 +37,7 @@ class OpenSlab:
     store : Store
         Where its days are.
     plan : SlabPlan
-        The slab, and which part of it is wanted. The windows are planned anew, under the lock.
+        The slab, which part of it is wanted, and what to ask for again. The windows are planned anew, under the lock.
     replies : SimpleQueue
         Where its jobs are to come back.
     refetch : bool
@@ -56,12 +57,15 @@ class OpenSlab:
         self.queued: deque[Job] = deque()
         self._store = store
         self._span = plan.span
+        self._holes = Spans()
+        self._lookback = plan.again
+        self._again = Spans()
         self._replies = replies
         self._refetch = refetch
         self._coverage: dict[int, Coverage] = {}
         self._parts: defaultdict[int, list[_Part]] = defaultdict(list)
         self._bills: list[Spent] = []
-        self._damaged: set[int] = set()
+        self._damaged: dict[int, tuple[Failure, ...]] = {}
         self._given_up: list[Span] = []
         self._lock = contextlib.ExitStack()
 
@@ -78,7 +82,11 @@ class OpenSlab:
         for day in days_of(self._span):
             self._coverage[day] = self._read_coverage(day)
             covered |= self._coverage[day].covered
-        plan = plan_slab(self.slab, self._span, Spans() if self._refetch else covered)
+        known = Spans() if self._refetch else covered
+        plan = plan_slab(self.slab, self._span, known, self._lookback)
+        self._holes = Spans.of([self._span]) - known
+        self._lookback = plan.again
+        self._again = Spans.of([self._span]) if self._refetch else plan.again
         for window in plan.windows:
             self._line_up(Job(window, self._replies))
         self._bills.extend(job.spent for job in self.queued)
@@ -88,7 +96,7 @@ class OpenSlab:
             footer = self._store.footer(self.slab.series, day)
         except DamagedError as exc:
             self._store.tell_damage(exc)
-            self._damaged.add(day)
+            self._damaged[day] = self._lost(day)
             return Coverage()
         return Coverage() if footer is None else footer.coverage
 
@@ -109,19 +117,28 @@ class OpenSlab:
         self.jobs.discard(job)
         return self._write_whole_days(job) + Report(
             wire_bytes=answer.wire_bytes,
-            open=answer.open.seconds // self.slab.series.interval_s,
-            young=answer.young.seconds // self.slab.series.interval_s,
+            open=self._count(answer.open & self._holes),
+            young=self._count(answer.young & self._holes),
         )
 
     def ask_again(self, job: Job) -> None:
         """Put a window back in line, first."""
         self._line_up(job, first=True)
 
-    def split(self, job: Job) -> None:
-        """Put the halves of a window in line in its place, first."""
-        for window in reversed(job.window.halves()):
+    def split(self, job: Job) -> Report:
+        """Put less than a window in line in its place, first; where nothing is left of it, write what waited for it."""
+        for window in reversed(self._parts_of(job.window)):
             self._line_up(Job(window, self._replies, job.spent), first=True)
         self.jobs.discard(job)
+        return self._write_whole_days(job)
+
+    def _parts_of(self, window: Window) -> Sequence[Window]:
+        """Return what is missing of a window that looks back: that was to cost nothing. Of any other, its halves."""
+        if self._lookback.within(window.span):
+            missing = tuple(plan_windows(window.series, self._holes.within(window.span)))
+            if missing != (window,):
+                return missing
+        return window.halves()
 
     def _line_up(self, job: Job, *, first: bool = False) -> None:
         job.spent.commit()
@@ -172,34 +189,54 @@ class OpenSlab:
     def _write_day(self, day: int) -> Report:
         """Merge what came for a day into what is on disk, and replace the file if that changes it."""
         parts = self._parts.get(day, [])
-        known = self._coverage[day]
-        answered = Coverage()
+        came = Coverage()
         for part in parts:
-            answered |= part.coverage
-        fresh = answered.covered if self._refetch else answered.covered - known.covered
-        if not fresh:
-            self._parts.pop(day, None)
-            return Report()
-        kept = known - fresh
-        old, failures = self._read_old(day) if kept.covered else (None, ())
+            came |= part.coverage
+        known = self._coverage[day].covered
+        new, again = came.covered - known, came.covered & known & self._again
+        old = self._read_old(day, came) if known and (new or again) else None
+        report = Report()
         if old is None:
-            kept = Coverage()
+            fresh = came.covered if new or again else Spans()
+        else:
+            difference = self._compare(old, Day(old.series, day, _join(_within(parts, again)), came), again)
+            report = self._count_up(difference)
+            fresh = new | (again if self._refetch else again - difference.unchanged)
+        if fresh:
+            report += self._replace_day(day, old, came, _within(parts, fresh), fresh)
+        self._parts.pop(day, None)
+        return report
+
+    def _compare(self, old: Day, new: Day, spans: Spans) -> Difference:
+        difference = compare_days(old, new, spans)
+        for how in ("changed", "appeared"):  # what vanished is told by who keeps it
+            if where := getattr(difference, how):
+                LOG.info("%s: asked for again, and %s: %s", self.slab.series, how, where)
+        return difference
+
+    def _count_up(self, difference: Difference) -> Report:
+        return Report(
+            unchanged=self._count(difference.unchanged),
+            changed=self._count(difference.changed),
+            appeared=self._count(difference.appeared),
+            vanished=self._count(difference.vanished),
+        )
+
+    def _count(self, spans: Spans) -> int:
+        return spans.seconds // self.slab.series.interval_s
+
+    def _replace_day(self, day: int, old: Day | None, came: Coverage, arrived: list[Snapshots], fresh: Spans) -> Report:
+        """Write a day as it was, but for what is fresh."""
         if day in self._damaged:
             self._store.set_aside(self.slab, day)
-            self._damaged.discard(day)
-            failures = failures or self._lost(day)
+        failures = self._damaged.pop(day, ())
+        known = Coverage() if old is None else old.coverage
+        kept = known - fresh
         pieces = [] if old is None else [old.snapshots.between(span) for span in kept.covered]
-        arrived = [part.snapshots.between(span) for part in parts for span in part.coverage.covered & fresh]
-        merged = Day(
-            self.slab.series,
-            day,
-            Snapshots.concatenate(sorted((p for p in pieces + arrived if p.points), key=_first_timestamp)),
-            kept | (answered - (answered.covered - fresh)),
-        )
-        self._keep_what_vanishes(day, known, merged.coverage)
-        size = self._store.write_day(merged, self.slab)
-        self._coverage[day] = merged.coverage
-        self._parts.pop(day, None)
+        coverage = kept | (came - (came.covered - fresh))
+        self._keep_what_vanishes(day, known, coverage)
+        size = self._store.write_day(Day(self.slab.series, day, _join(pieces + arrived), coverage), self.slab)
+        self._coverage[day] = coverage
         return Report(
             points=sum(piece.points for piece in arrived),
             rows=sum(piece.rows for piece in arrived),
@@ -219,13 +256,15 @@ class OpenSlab:
                 *(self.slab.series, day_date(day), f"{count:,}"),
             )
 
-    def _read_old(self, day: int) -> tuple[Day | None, tuple[Failure, ...]]:
+    def _read_old(self, day: int, came: Coverage) -> Day | None:
+        """Read a day back; None where nothing of it can be believed, which costs what has not come in this run."""
         try:
-            return self._store.read_day(self.slab.series, day), ()
+            return self._store.read_day(self.slab.series, day)
         except DamagedError as exc:
-            self._damaged.add(day)
             LOG.warning("%s", exc)
-            return None, self._failure_of(day)
+            lost = self._coverage[day].covered - came.covered
+            self._damaged[day] = self._failure_of(day) if lost else ()
+            return None
 
     def _lost(self, day: int) -> tuple[Failure, ...]:
         """Name a day whose file told nothing, unless all of it is asked for in this run."""
@@ -238,6 +277,15 @@ class OpenSlab:
             "what came in this run replaced it: fetch the day again for the rest"
         )
         return (Failure(self.slab.series, span, reason),)
+
+
+def _within(parts: Iterable[_Part], spans: Spans) -> list[Snapshots]:
+    """Return what the parts answer of some spans."""
+    return [part.snapshots.between(span) for part in parts for span in part.coverage.covered & spans]
+
+
+def _join(pieces: Iterable[Snapshots]) -> Snapshots:
+    return Snapshots.concatenate(sorted((piece for piece in pieces if piece.points), key=_first_timestamp))
 
 
 def _first_timestamp(snapshots: Snapshots) -> int:

@@ -112,7 +112,8 @@ def _stock(store: Store, target: Target, horizon: Horizon, last_s: int | None) -
     closed_end = horizon.closed_end(step)
     start = target.start
     if start is None and last_s is None:
-        start = _first_covered(store, series, closed_end)
+        first = store.first_instant(series)
+        start = closed_end if first is None else first
     wanted = resolve_span(start, target.end, last_s, closed_end)
     span = Span(-(-wanted.start // step) * step, wanted.end // step * step)
     if span.seconds < 0 or wanted.seconds < 0:
@@ -122,11 +123,3 @@ def _stock(store: Store, target: Target, horizon: Horizon, last_s: int | None) -
         if day in days_of(span):
             coverage |= store.coverage(series, day)
     return tally(series, span, coverage.within(span), store.quarantined(series), horizon)
-
-
-def _first_covered(store: Store, series: Series, otherwise: int) -> int:
-    for day in store.days(series):
-        covered = store.coverage(series, day).covered
-        if covered:
-            return covered.hull.start
-    return otherwise

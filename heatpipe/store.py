@@ -14,6 +14,7 @@ import re
 import shutil
 import stat
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from itertools import count
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
@@ -78,14 +79,13 @@ class Store:
 
     def days(self, series: Series) -> list[int]:
         """Return the days on disk, counted from the epoch, sorted."""
-        folder = self.root / layout.series_path(series)
-        found: list[int] = []
-        for path in _folders(folder, "date"):
+        # a crash may leave a folder that never got its file
+        return sorted(day for day, folder in self._day_folders(series) if (folder / layout.FILE_NAME).exists())
+
+    def _day_folders(self, series: Series) -> Iterator[tuple[int, Path]]:
+        for path in _folders(self.root / layout.series_path(series), "date"):
             with contextlib.suppress(ValueError):
-                day = layout.parse_day(path.name)
-                if (path / layout.FILE_NAME).exists():  # a crash may leave a folder that never got its file
-                    found.append(day)
-        return sorted(found)
+                yield layout.parse_day(path.name), path
 
     def footer(self, series: Series, day: int) -> Footer | None:
         """Return what a day's file says of itself; None where there is no file.
@@ -119,6 +119,18 @@ class Store:
             return Coverage()
         return Coverage() if footer is None else footer.coverage
 
+    def first_instant(self, series: Series) -> int | None:
+        """Return where a series begins on disk; with its first day, where that is damaged. None: it is not there."""
+        for day in self.days(series):
+            try:
+                footer = self.footer(series, day)
+            except DamagedError as exc:
+                self.tell_damage(exc)
+                return day * DAY_S
+            if footer is not None and footer.coverage.covered:
+                return footer.coverage.covered.hull.start
+        return None
+
     def tell_damage(self, damage: DamagedError) -> None:
         """Warn, once, that a file counts as not there."""
         if damage.path not in self._told:
@@ -127,7 +139,8 @@ class Store:
 
     def covered(self, series: Series, days: Iterable[int]) -> Spans:
         """Return what is covered of some days."""
-        return Spans.of(span for day in days for span in self.coverage(series, day).covered)
+        there = {day for day, _ in self._day_folders(series)}  # planning asks for every day that there could be
+        return Spans.of(span for day in days if day in there for span in self.coverage(series, day).covered)
 
     def read_day(self, series: Series, day: int) -> Day | None:
         """Return a whole day; None where there is no file.
@@ -333,11 +346,14 @@ class Store:
                     path.unlink(missing_ok=True)
 
     def set_aside(self, slab: Slab, day: int) -> None:
-        """Keep a copy of a file that is damaged and about to be replaced. The caller holds the slab's lock."""
+        """Keep a copy of a file that is about to be replaced, beside earlier ones. The caller holds the slab's lock."""
         path = self._path(slab.series, day)
         with _file_errors(path):
             data = path.read_bytes()
-        self._replace(self._quarantine_folder(slab.series) / f"{layout.day_date(day)}.parquet", data, slab)
+        folder, name = self._quarantine_folder(slab.series), layout.day_date(day)
+        copies = (folder / (f"{name}-{number}.parquet" if number > 1 else f"{name}.parquet") for number in count(1))
+        copy = next(copy for copy in copies if self._read_bytes(copy) in (None, data))
+        self._replace(copy, data, slab)
 
     def _records(self, series: Series) -> Iterator[tuple[Path, Span]]:
         """Yield the files of each record, the answer before what is said of it, and the span in their name."""

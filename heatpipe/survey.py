@@ -8,6 +8,7 @@ from heatpipe.errors import ConfigError
 from heatpipe.model import Series, Spans, days_of
 from heatpipe.plan import Plan, SlabPlan, clip_span, estimate, plan_slab, plan_slabs
 from heatpipe.store import Store
+from heatpipe.upstream import LOOKBACK
 
 
 def make_plan(
@@ -18,6 +19,7 @@ def make_plan(
     *,
     last_s: int | None = None,
     refetch: bool = False,
+    lookback: int = 0,
 ) -> Plan:
     """Look at what is on disk and plan the rest. Spends nothing.
 
@@ -35,12 +37,16 @@ def make_plan(
         Length of the span of a target that names no start.
     refetch : bool
         Plan as if nothing were on disk.
+    lookback : int
+        How many of the newest intervals on disk to ask for again, as far as that costs no weight.
 
     Raises
     ------
     ConfigError
         A target cannot be asked for; see `heatpipe.plan.clip_span`.
     """
+    if lookback < 0:
+        raise ConfigError(f"the lookback is {lookback} intervals: it cannot be negative")
     slabs: list[SlabPlan] = []
     warnings: list[str] = []
     still_open = 0
@@ -51,11 +57,88 @@ def make_plan(
         clipped = clip_span(wanted, step, horizon)
         still_open += clipped.open_s // step
         warnings += [f"{target.series.coin}: {warning}" for warning in clipped.warnings]
-        for slab in plan_slabs(target.series, clipped.span):
-            days = days_of(slab.span.clip(clipped.span))
-            covered = Spans() if refetch else store.covered(target.series, days)
-            slabs.append(plan_slab(slab, clipped.span, covered))
+        covered = Spans() if refetch else store.covered(target.series, days_of(clipped.span)).within(clipped.span)
+        newest = covered.spans[-1].end if covered else 0
+        again = Spans.of([(newest - lookback * step, newest)])
+        slabs += [
+            plan_slab(slab, clipped.span, covered.within(slab.span), again)
+            for slab in plan_slabs(target.series, clipped.span)
+        ]
     return Plan(tuple(slabs), tuple(dict.fromkeys(warnings)), still_open)
+
+
+def make_update_plan(
+    targets: Iterable[Target],
+    store: Store,
+    settings: Settings,
+    now: float,
+    *,
+    last_s: int | None = None,
+    lookback: int = LOOKBACK,
+) -> Plan:
+    """Plan what is missing since the first covered instant of each target, with a lookback. Spends nothing.
+
+    A target with nothing missing is not asked for at all: the lookback costs nothing only beside something else.
+
+    Parameters
+    ----------
+    targets : iterable of Target
+        What is wanted; one that names no start begins where its series does on disk.
+    store, settings, now, last_s
+        As `make_plan`.
+    lookback : int
+        How many of the newest intervals on disk to ask for again, as far as that costs no weight.
+
+    Raises
+    ------
+    ConfigError
+        A target names no start, and nothing of its series is on disk; or as `make_plan`.
+    """
+    horizon = settings.horizon(now)
+    started: list[Target] = []
+    for target in targets:
+        start = target.start
+        if start is None and last_s is None:
+            reach = horizon.reach(target.series.interval_s)
+            start = max(_first_instant(store, target.series), reach.start)
+            if start >= min(reach.end, reach.end if target.end is None else target.end):
+                continue  # all that is wanted is older than the history; or, by a clock set back, nothing is closed
+        started.append(Target(target.series, start, target.end))
+    return make_plan(started, store, settings, now, last_s=last_s, lookback=lookback)
+
+
+def _first_instant(store: Store, series: Series) -> int:
+    first = store.first_instant(series)
+    if first is None:
+        there = [str(other) for other in store.all_series() if other.coin == series.coin and store.days(other)]
+        hint = f" (there is {', '.join(there)})" if there else ""
+        raise ConfigError(f"nothing of {series} is on disk{hint}: say with --start from when on it is wanted")
+    return first
+
+
+def choose_to_update(
+    store: Store, *, interval: str | None = None, unit: str | None = None, depth: int | None = None
+) -> list[Series]:
+    """Return the series that have anything on disk: all of them, or those with the parts that are given.
+
+    Raises
+    ------
+    ConfigError
+        There is none, or no series can have such a part.
+    """
+    wanted = {
+        name: part for name, part in (("interval", interval), ("unit", unit), ("depth", depth)) if part is not None
+    }
+    Series("any", **wanted)  # type: ignore[arg-type] # a word that is not known is told from one that is not there
+    found = [
+        series
+        for series in store.all_series()
+        if all(getattr(series, name) == part for name, part in wanted.items()) and store.days(series)
+    ]
+    if not found:
+        such = "".join(f", {name} {part}" for name, part in wanted.items())
+        raise ConfigError(f"nothing to update in {store.root}{such}: name a series with --coin, and its --start")
+    return found
 
 
 def check_plan(plan: Plan, store: Store, settings: Settings, max_weight: int | None = None) -> None:

@@ -17,6 +17,8 @@ BURST: Final = 1500
 """Weight that the Advanced tier allows at once [D]."""
 HISTORY_DAYS: Final = 365
 """Days of history that the Advanced tier sells [D]."""
+LOOKBACK: Final = 60
+"""Intervals that an update asks for again: whether points are published late, or revised, is not documented."""
 
 
 class Interval(Enum):

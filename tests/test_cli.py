@@ -59,7 +59,7 @@ def one_line(result: subprocess.CompletedProcess[str], code: int) -> str:
     return lines[0]
 
 
-COMMANDS = ("plan", "backfill", "status", "verify", "heatmap", "sandbox")
+COMMANDS = ("plan", "backfill", "update", "status", "verify", "heatmap", "sandbox")
 
 
 def test_help_lists_the_commands_and_an_example(heatpipe: Heatpipe) -> None:
@@ -99,6 +99,13 @@ def test_version_is_the_package_s(heatpipe: Heatpipe) -> None:
         (["plan", "--coin", "BTC", "--start", "yesterday"], "--start: 'yesterday'"),
         (["plan", "--coin", "BTC", "--start", "2026-03-02", "--end", "2026-03-01"], "before it starts"),
         (["plan", "--coin", "BTC", "--last", "7d", "--max-weight", "1"], "--max-weight"),
+        (["plan", "--coin", "BTC", "--update"], "nothing of BTC MINUTE in coin at depth 1500 is on disk"),
+        (["plan", "--coin", "BTC", "--last", "1d", "--update", "--refetch"], "exclude each other"),
+        (["plan", "--update", "--interval", "MINUT"], "did you mean 'MINUTE'?"),
+        (["update"], "nothing to update in"),
+        (["update", "--coin", "BTC"], "say with --start from when on it is wanted"),
+        (["update", "--coin", "BTC", "--last", "1d", "--lookback", "-1"], "it cannot be negative"),
+        (["update", "--coin", "BTC", "--last", "7d", "--max-weight", "1"], "--max-weight"),
         (["plan", "--config", "nowhere.toml"], "nowhere.toml"),
         (["plan", "--coin", "BTC", "--last", "7d", "--api-url", "http://example.com"], "use https"),
         (["plan", "--coin", "BTC", "--last", "7d", "--data", "s3://bucket"], "local folders"),
@@ -186,6 +193,44 @@ def test_a_refetch_asks_for_what_is_on_disk_and_says_beforehand_what_it_costs(
     report = json.loads(heatpipe("backfill", *span, "--refetch").stdout)
     assert (report["requests"], report["points"], report["days"]) == (1, 180, 1)
     assert (path.read_bytes(), path.stat().st_ino != written) == (before, True)
+
+
+def test_an_update_goes_on_where_the_disk_ends(
+    heatpipe: Heatpipe, upstream: tuple[str, Options], tmp_path: Path
+) -> None:
+    names = ("--coin", "BTC", "--coin", "ETH", "--interval", "HOUR")
+    assert heatpipe("backfill", *names, "--start", "2026-06-01", "--end", "2026-06-02").returncode == 0
+    assert heatpipe("backfill", *names, "--start", "2026-06-02T03:00", "--end", "2026-06-03").returncode == 0
+
+    end = ("--end", "2026-06-04")  # so that the numbers do not depend on the day on which this is run
+    planned = json.loads(heatpipe("plan", "--update", *end, "--json", KIYOTAKA_API_KEY=None).stdout)
+    assert (planned["requests"], planned["weight"], planned["missing"]) == (2, 10, 2 * 27)
+    first = heatpipe("update", *end, "--json")
+    report = json.loads(first.stdout)
+    assert (first.returncode, first.stderr) == (0, "")
+    assert (report["requests"], report["weight"], report["points"], report["days"]) == (2, 10, 2 * 27, 4)
+    # All 48 hours up to the newest on disk are among the sixty; three of them are the hole.
+    assert [report[name] for name in ("unchanged", "changed", "appeared", "vanished")] == [2 * 45, 0, 0, 0]
+    assert (report["intervals"], report["open"], report["failures"]) == (2 * 72, 0, [])
+
+    before = len(upstream[1].ledger)
+    assert heatpipe("update", *end).stdout == "Nothing to fetch: 144 intervals are on disk already.\n"
+    assert len(upstream[1].ledger) == before
+    one = ("--coin", "BTC", "--interval", "HOUR")
+    said = heatpipe("update", *one, "--end", "2026-06-05", "--lookback", "5").stdout
+    assert "1 request" in said
+    assert "5 intervals were on disk already and asked for again: all unchanged" in said
+    assert heatpipe("update", *one, "--quiet").stdout == ""
+    status = json.loads(heatpipe("status", *one, "--json").stdout)["series"]
+    assert [(tally["missing"], tally["absent"]) for tally in status] == [(0, 0)]
+
+
+def test_an_update_starts_the_file_s_series_where_the_file_says(heatpipe: Heatpipe, tmp_path: Path) -> None:
+    (tmp_path / "one.toml").write_text('[[series]]\ncoins = ["SOL"]\ninterval = "DAY"\nstart = 2026-06-01\n')
+    command = ("update", "--config", "one.toml", "--end", "2026-06-05", "--json")
+    report = json.loads(heatpipe(*command).stdout)
+    assert (report["points"], report["requests"], report["unchanged"]) == (4, 1, 0)
+    assert json.loads(heatpipe(*command).stdout)["requests"] == 0
 
 
 def test_the_file_s_series_run_where_no_coin_is_named(heatpipe: Heatpipe, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ HOUSE = Path(__file__).parents[1]
 ORDER = (
     "errors",
     "upstream",
+    "memory",
     "model",
     "plan",
     "report",
@@ -24,6 +25,7 @@ ORDER = (
     "fetch",
     "layout",
     "store",
+    "compare",
     "slab",
     "survey",
     "ingest",
@@ -39,6 +41,7 @@ ORDER = (
 # Which files may know an engine. The sandbox is another program: it has engines of its own.
 ENGINES = {
     "httpx": {"client"},
+    "isal": {"client"},
     "pyarrow": {"decode", "layout", "store"},
     "polars": {"frame", "heatmap"},
     "duckdb": {"sql"},
@@ -132,7 +135,9 @@ def test_third_parties_are_the_known_ones() -> None:
         assert roots(GRAPH[name]) - set(sys.stdlib_module_names) <= ours, name
 
 
-@pytest.mark.parametrize("module", ["errors", "upstream", "model", "plan", "report", "decode", "layout"])
+@pytest.mark.parametrize(
+    "module", ["errors", "upstream", "memory", "model", "plan", "report", "decode", "layout", "compare"]
+)
 def test_pure_modules_know_no_clock_no_network_and_no_files(module: str) -> None:
     impure = {"os", "io", "time", "random", "socket", "subprocess", "threading", "shutil", "tempfile", "logging"}
     assert not roots(GRAPH[module]) & impure
@@ -155,7 +160,7 @@ def test_no_engine_is_loaded_before_it_is_used(statement: str) -> None:
 def test_the_public_names_are_found_where_they_are_promised() -> None:
     import heatpipe
 
-    assert heatpipe.__all__ == ["backfill", "connect", "scan", "Series", "Settings"]
+    assert heatpipe.__all__ == ["backfill", "connect", "scan", "update", "Series", "Settings"]
     for name in heatpipe.__all__:
         assert getattr(heatpipe, name).__name__ == name
         assert name in dir(heatpipe)
