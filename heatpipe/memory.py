@@ -12,7 +12,7 @@ SMALL: Final = 1 << 15
 """Arrays of fewer numbers are left to the allocator, which is quick with them."""
 GRAIN: Final = 1 << 17
 """Blocks are a multiple of so many numbers, so that one fits many arrays."""
-IDLE: Final = 5
+IDLE: Final = 4
 """Most blocks that wait for the next array."""
 
 
