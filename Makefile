@@ -20,7 +20,7 @@ unexport KIYOTAKA_API_KEY HEATPIPE_API_URL HEATPIPE_DATA HEATPIPE_KEY_HEADER HEA
 	PREFECT_API_URL PREFECT_API_KEY PREFECT_PROFILE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format bench fuzz soak lock clean
+.PHONY: help setup demo ui test test-services lint format bench fuzz soak lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | while IFS="$$(printf '\t')" read -r t d; do \
@@ -31,8 +31,14 @@ setup: $(READY) ## make the virtual environment; a second run takes no time
 demo: $(READY) ## backfill three coins from the embedded sandbox through Prefect, then look at the rows
 	@$(BIN)/python -m flows.demo
 
+ui: $(READY) ## serve Prefect's UI, the flows and the sandbox on loopback, until Ctrl-C
+	@$(BIN)/python -m flows.ui
+
 test: $(READY) ## run all tests
 	@$(BIN)/python -m pytest $(ARGS)
+
+test-services: $(READY) ## run the tests that need PostgreSQL and systemd
+	@$(BIN)/python -m tests.services $(ARGS)
 
 lint: $(READY) ## formatting, lint, types
 	@$(BIN)/ruff format --check .
@@ -43,14 +49,17 @@ format: $(READY) ## put the code into its form
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
-bench: $(READY) ## measure every stage and the whole against the peers
+# The bounds stand in pyproject.toml; pip reads groups from there only since 25.1.
+GROUP = $$($(BIN)/python -c 'import sys, tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["dependency-groups"][sys.argv[1]])' $(1))
+bench: $(READY) ## measure every stage and the whole against peers and limits: make bench ARGS="whole budget"
+	@$(BIN)/python -c 'import dlt, pandas' 2>/dev/null || \
+		$(BIN)/pip install -qqq --disable-pip-version-check $(call GROUP,bench) || { \
+		echo 'make bench needs dlt and pandas, the peers, and pip cannot install them.'; exit 1; }
 	@$(BIN)/python -m tests.benchmarks $(ARGS)
 
-# The bound stands in pyproject.toml; pip reads groups from there only since 25.1.
-FUZZER = $$($(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["dependency-groups"]["fuzz"])')
 fuzz: $(READY) ## hold the decoder against a plain reader, under a fuzzer: make fuzz SECONDS=60
 	@$(BIN)/python -c 'import atheris' 2>/dev/null || \
-		$(BIN)/pip install -qqq --disable-pip-version-check --only-binary :all: $(FUZZER) || { \
+		$(BIN)/pip install -qqq --disable-pip-version-check --only-binary :all: $(call GROUP,fuzz) || { \
 		echo 'make fuzz needs atheris, and pip cannot install it: it has wheels for CPython 3.11 to 3.14 on Linux x86_64.'; \
 		exit 1; }
 	@$(BIN)/python -m tests.fuzz --seconds $(or $(SECONDS),60)
@@ -65,7 +74,7 @@ lock: $(READY) ## write requirements.lock anew from pyproject.toml
 		--output-file requirements.lock pyproject.toml
 
 clean: ## remove what setup, demo and test have made
-	rm -rf $(VENV) .prefect data/demo .pytest_cache .mypy_cache .ruff_cache .hypothesis .fuzz
+	rm -rf $(VENV) .prefect data/demo data/ui .pytest_cache .mypy_cache .ruff_cache .hypothesis .fuzz
 
 $(READY): requirements.lock pyproject.toml
 	@if ! [ "$(PYTHON)" ] || ! $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \

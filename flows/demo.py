@@ -45,7 +45,10 @@ What to do next:
       place of plan fetches it
 
   .venv/bin/python -m flows.backfill --help
-      the same as a Prefect flow"""
+      the same as a Prefect flow
+
+  make ui
+      Prefect's own pages with all of this behind them: fill in a form, watch the run, see its report"""
 
 
 @contextmanager
