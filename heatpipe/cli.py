@@ -624,6 +624,8 @@ def main() -> NoReturn:
 
 def run(commands: App, arguments: list[str] | None = None) -> int:
     """Run one command; return its exit code."""
+    # pyarrow's own allocator keeps what it has freed: 50 MiB more, and no less time.
+    os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
     return call(
         lambda: commands(arguments, exit_on_error=False, print_error=False, result_action="return_value") or DONE
     )

@@ -1,0 +1,1 @@
+"""What heatpipe costs, beside what its users would write otherwise: ``make bench``, docs/performance.md."""
