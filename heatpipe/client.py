@@ -10,10 +10,12 @@ import socket
 import threading
 import time
 import urllib.parse
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC
 from math import inf
+from types import ModuleType
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -264,14 +266,21 @@ class Client:
             wire_bytes += len(chunk)
             if wire_bytes > cap:
                 raise TooHeavyError(f"{window}: the answer is larger than {cap:,} bytes")
-        text = _Text(inflate.expected_size(chunks, wire_bytes))
+        try:
+            return self._inflate(chunks, inflate, window), wire_bytes
+        except TransientError:  # isal refuses some headers that are rare but right; zlib has the last word
+            return self._inflate(chunks, inflate.by_zlib(), window), wire_bytes
+
+    def _inflate(self, chunks: Sequence[bytes], inflate: "_Inflater", window: Window) -> memoryview:
+        cap = body_cap(window)
+        text = _Text(inflate.expected_size(chunks))
         for chunk in chunks:
             for piece in inflate(chunk):
                 text.append(piece)
                 if text.size > cap:
                     raise TooHeavyError(f"{window}: the answer is larger than {cap:,} bytes")
         inflate.finish()
-        return text.view(), wire_bytes
+        return text.view()
 
     def _inflater(self, response: httpx.Response, window: Window) -> "_Inflater":
         named = response.headers.get("Content-Encoding", "")
@@ -516,9 +525,15 @@ def _backoffs() -> Iterator[float]:
 class _Inflater:
     """Inflates a stream chunk by chunk, in pieces of bounded size: a bomb is noticed before it is memory."""
 
-    def __init__(self, window: Window, *, compressed: bool) -> None:
+    def __init__(self, window: Window, *, compressed: bool, library: ModuleType = isal_zlib) -> None:
         self._window = window
-        self._stream = isal_zlib.decompressobj(wbits=31) if compressed else None
+        self._compressed = compressed
+        self._library = library
+        self._stream = library.decompressobj(wbits=31) if compressed else None
+
+    def by_zlib(self) -> "_Inflater":
+        """Return one that begins anew, slower."""
+        return _Inflater(self._window, compressed=self._compressed, library=zlib)
 
     def __call__(self, chunk: bytes) -> Iterator[bytes]:
         if self._stream is None:
@@ -527,15 +542,15 @@ class _Inflater:
         try:
             while chunk:
                 if self._stream.eof:  # another gzip member follows
-                    self._stream = isal_zlib.decompressobj(wbits=31)
+                    self._stream = self._library.decompressobj(wbits=31)
                 yield self._stream.decompress(chunk, PIECE_BYTES)
                 chunk = self._stream.unconsumed_tail or self._stream.unused_data
-        except isal_zlib.error as exc:  # type: ignore[misc]
+        except self._library.error as exc:
             raise TransientError(f"{self._window}: the compressed answer is damaged") from exc
 
-    def expected_size(self, chunks: Sequence[bytes], wire_bytes: int) -> int:
+    def expected_size(self, chunks: Sequence[bytes]) -> int:
         """Return how large the text will be, by the word of whoever compressed it."""
-        return wire_bytes if self._stream is None else int.from_bytes(b"".join(chunks[-2:])[-4:], "little")
+        return int.from_bytes(b"".join(chunks[-2:])[-4:], "little") if self._compressed else sum(map(len, chunks))
 
     def finish(self) -> None:
         """Raise unless the stream is whole."""

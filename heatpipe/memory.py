@@ -51,8 +51,9 @@ class Pool:
                 if size <= len(block) <= 2 * size + GRAIN:
                     return block
                 self._idle.appendleft(block)
-        memory = mmap.mmap(-1, -(-size // GRAIN) * GRAIN * 8)
-        return np.frombuffer(memory, np.float64)
+        size_bytes = -(-size // GRAIN) * GRAIN * 8
+        # Mapped apart from the heap, which such blocks would tear to pieces; private, or a fork would share them.
+        return np.frombuffer(mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), np.float64)
 
 
 class _Loan:

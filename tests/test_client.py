@@ -6,6 +6,7 @@ import json
 import logging
 import time
 import traceback
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from email.utils import formatdate
@@ -185,6 +186,16 @@ def test_a_body_in_pieces_is_put_together(call: Callable[..., Caller], upstream:
     head = http(body=b"", headers={"Content-Length": str(len(packed)), "Content-Encoding": "gzip"})
     pieces = [head, *(packed[at : at + 1] for at in range(len(packed)))]
     assert call(upstream(always(pieces)).url).fetch().data == text
+
+
+def test_a_gzip_header_with_a_checksum_may_come_in_pieces(call: Callable[..., Caller], upstream: MakeUpstream) -> None:
+    """isal refuses it."""
+    plain = gzip.compress(DOCUMENT)
+    head = plain[:3] + b"\x02" + plain[4:10]
+    packed = head + (zlib.crc32(head) & 0xFFFF).to_bytes(2, "little") + plain[10:]
+    body = b"".join(b"%x\r\n%s\r\n" % (len(piece), piece) for piece in (packed[:4], packed[4:], b""))
+    answer = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Encoding: gzip\r\n\r\n" + body
+    assert call(upstream(always(answer)).url).fetch().data == DOCUMENT
 
 
 @pytest.mark.parametrize(

@@ -257,7 +257,7 @@ def test_an_upstream_that_falls_silent_in_mid_run_ends_it_with_what_had_come(
     make_sandbox: MakeSandbox, settings: MakeSettings
 ) -> None:
     wrong = make_sandbox(faults=(*(Rule(faults.REPEATED, nth=nth) for nth in (1, 2)), Rule(faults.RESET)))
-    chosen = settings(wrong.url, patience_s=0.5, timeout_s=0.2, concurrency=1)
+    chosen = settings(wrong.url, patience_s=0.5, timeout_s=5.0, concurrency=1)
     series = Series("BTC", "MINUTE", depth=2)
     with pytest.raises(UnreachableError):
         backfill(series, SPAN[1] - 5 * DAY, SPAN[1], settings=chosen, clock=Clock())
@@ -530,7 +530,8 @@ def test_the_sandbox_s_command_takes_chaos_and_its_seed(
         process.terminate()
         process.communicate(timeout=10)
     assert ended == 1
-    assert "failed: " in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "failed: " in said or "no answer" in said
 
 
 # --- all of it at once --------------------------------------------------------------------------------------------

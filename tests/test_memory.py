@@ -1,6 +1,7 @@
 """Lent memory: nobody's array is another's while it is looked at, and what is given back is used again."""
 
 import gc
+import os
 import threading
 
 import numpy as np
@@ -76,6 +77,20 @@ def test_arrays_that_live_never_overlap(story: list[tuple[int, int]]) -> None:
         alive.pop(number - leaves - 1, None)
     for number, array in alive.items():
         assert (array == number).all()
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_a_fork_does_not_write_into_our_memory() -> None:
+    pool = Pool()
+    pool.floats(LARGE)
+    child = os.fork()
+    array = pool.floats(LARGE)
+    array[:] = 1.0
+    if not child:
+        array[:] = 2.0
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert (array == 1.0).all()
 
 
 def test_threads_may_share_it() -> None:
