@@ -20,7 +20,7 @@ unexport KIYOTAKA_API_KEY HEATPIPE_API_URL HEATPIPE_DATA HEATPIPE_KEY_HEADER HEA
 	PREFECT_API_URL PREFECT_API_KEY PREFECT_PROFILE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo ui test test-services lint format bench fuzz soak lock clean
+.PHONY: help setup demo ui test test-services test-ui lint format bench fuzz soak lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | while IFS="$$(printf '\t')" read -r t d; do \
@@ -39,6 +39,12 @@ test: $(READY) ## run all tests
 
 test-services: $(READY) ## run the tests that need PostgreSQL and systemd
 	@$(BIN)/python -m tests.services $(ARGS)
+
+test-ui: $(READY) ## run the tests that drive Prefect's UI in Chromium
+	@$(BIN)/python -c 'import playwright' 2>/dev/null || \
+		$(BIN)/pip install -qqq --disable-pip-version-check $(call GROUP,ui) || { \
+		echo 'make test-ui needs playwright, and pip cannot install it.'; exit 1; }
+	@$(BIN)/python -m tests.ui $(ARGS)
 
 lint: $(READY) ## formatting, lint, types
 	@$(BIN)/ruff format --check .

@@ -98,7 +98,13 @@ def run_plan(
 
 def fail(exc: HeatpipeError) -> State[Any]:
     """Return a Failed state; raised, the error would fill the log with a traceback that helps no one."""
+    for name in ("prefect.flow_runs", "prefect.engine"):  # a run's own process raises it after all, and logs that
+        logging.getLogger(name).addFilter(_is_no_known_error)
     return Failed(message=str(exc), data=exc)
+
+
+def _is_no_known_error(record: logging.LogRecord) -> bool:
+    return not (record.exc_info and isinstance(record.exc_info[1], HeatpipeError))
 
 
 @contextlib.contextmanager

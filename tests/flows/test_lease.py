@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count
 from math import inf
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
@@ -259,8 +260,33 @@ def test_waiting_ends_as_soon_as_the_run_does(share: Share) -> None:
     with pytest.raises(Stopped):
         lease.spend(50, sleep=sleep)
     assert time.monotonic() - started < 1.5
-    with pytest.raises(Stopped):  # whoever was ended in the queue must not spend either
-        lease.spend(1, sleep=sleep)
+
+
+def test_whoever_is_ended_in_the_queue_does_not_spend(share: Share, client: SyncPrefectClient) -> None:
+    settings = make_settings(weight_per_minute=6)
+    lease = share(settings)
+    ended, said = threading.Event(), SimpleQueue[str]()
+
+    def sleep(_: float) -> None:
+        said.put("came")
+        if ended.is_set():
+            raise Stopped("stopped")
+
+    def work() -> None:
+        try:
+            lease.spend(5, sleep=sleep)
+        except Stopped:
+            said.put("stopped")
+
+    with lease._turn:  # somebody else waits
+        thread = threading.Thread(target=work)
+        thread.start()
+        assert said.get(timeout=5) == "came"
+        time.sleep(0.05)  # it is in the queue now
+        ended.set()
+    thread.join()
+    assert [said.get_nowait(), said.get_nowait()] == ["came", "stopped"]
+    assert taken(client, settings) == 0
 
 
 # --- a 429 --------------------------------------------------------------------------------------------------------
@@ -313,7 +339,8 @@ def test_a_day_of_waiting_fits_the_servers_numbers(share: Share, client: SyncPre
     lease = share(settings)
     lease.spend(5)
     lease.hold(10.0**7)
-    assert limit_of(client, settings).active_slots > 1.5 * 10**9  # what has decayed since is a few percent a moment
+    # PostgreSQL counts to 2**31; and what has decayed since is a few percent a moment.
+    assert 1.5 * 10**9 < limit_of(client, settings).active_slots < 2**31
 
 
 # --- a server that is away ----------------------------------------------------------------------------------------
@@ -387,7 +414,7 @@ def test_a_server_that_is_away_is_waited_for_and_nothing_is_spent_twice(
             lease = share(settings)
         lease.spend(400)
         gate.shut()
-        reopened = threading.Timer(2.0, gate.reopen)
+        reopened = threading.Timer(6.0, gate.reopen)
         reopened.start()
         started = time.monotonic()
         lease.spend(300)
@@ -407,8 +434,10 @@ def test_waiting_for_the_server_can_be_ended_and_has_an_end(share: Share) -> Non
         gate.shut()
         with pytest.raises(Stopped):
             lease.spend(5, sleep=sleep_no_more)
+        started = time.monotonic()
         with pytest.raises(UnreachableError, match=r"the Prefect server at .* does not answer"):
             lease.spend(5)
+        assert time.monotonic() - started < 20
         lease.hold(1.0)  # does what it can, raises nothing
         gate.reopen()
         lease.close()
