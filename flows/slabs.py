@@ -212,11 +212,10 @@ class Shared:
         """Return the share that is done, and where the run stands in words."""
         total = sum(self._books.values(), _Book())
         weight = total.weight + total.weight_left
-        words = (
-            f"{total.done:,} of {len(self._books):,} slabs, {total.rows:,} rows, weight {total.weight:,} of {weight:,}"
-        )
+        words = f"{total.done:,} of {len(self._books):,} slabs"
         if total.weight_left and not self.stop.is_set():
-            words += f", expected end {self._expected_end(total)} UTC"
+            words += f", expected end {self._expected_end(total)} UTC"  # early: the page cuts a long line off
+        words += f", {total.rows:,} rows, weight {total.weight:,} of {weight:,}"
         return (total.weight / weight if weight else 1.0), words
 
     def _expected_end(self, total: "_Book") -> str:
@@ -308,7 +307,7 @@ def _never(*_: object) -> bool:
 def fill_slab(plan: SlabPlan, shared: Shared) -> State[Any]:
     """Fetch and store what is missing of one slab."""
     if not shared.wants(plan):
-        return Cancelled(message="not begun: the run, or its series, was ended")
+        return Cancelled(message=f"{plan}: not begun, the run or its series was ended")
     try:
         report = carry_out(
             Plan((plan,)),
@@ -319,7 +318,7 @@ def fill_slab(plan: SlabPlan, shared: Shared) -> State[Any]:
             standing=shared.standing,
         )
     except Stopped:
-        return Cancelled(message="stopped: what had arrived is on disk")
+        return Cancelled(message=f"{plan}: stopped, what had arrived is on disk")
     except HeatpipeError as exc:
         shared.refuse(exc)
         return Failed(message=str(exc))
@@ -328,8 +327,8 @@ def fill_slab(plan: SlabPlan, shared: Shared) -> State[Any]:
     if reasons:
         return Failed(message=_name_some(reasons))
     if plan.slab.series in shared.standing.ended and report.requests < len(plan.windows):
-        return Cancelled(message=f"cut short: {plan.slab.series} was given up")
-    return Completed(message=_describe(report))  # Prefect logs it: the one line of this slab
+        return Cancelled(message=f"{plan}: cut short, {plan.slab.series} was given up")
+    return Completed(message=f"{plan}: {_describe(report)}")  # Prefect logs it: the one line of this slab
 
 
 def _describe(report: Report) -> str:

@@ -38,9 +38,9 @@ LOG: Final = logging.getLogger("heatpipe")
 PARQUET: Final[dict[str, Any]] = {
     # Price repeats from snapshot to snapshot: a dictionary. Volume stands PLAIN, so that zstd can match the
     # snapshot before; few large pages, so that its window reaches that far. Half of the default's bytes. The levels:
-    # where most volumes change, zstd's second finds a quarter more in them than its first; docs/performance.md.
+    # where most volumes change, zstd from its second on finds a quarter more in them than its first; docs/performance.md.
     "compression": "zstd",
-    "compression_level": {"timestamp": 1, "price": 3, "volume": 2},
+    "compression_level": {"timestamp": 1, "price": 3, "volume": 3},
     "use_dictionary": ["timestamp", "price"],
     "column_encoding": {"volume": "PLAIN"},
     "max_rows_per_page": 131_072,
