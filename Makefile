@@ -24,7 +24,7 @@ unexport KIYOTAKA_API_KEY HEATPIPE_API_URL HEATPIPE_DATA HEATPIPE_KEY_HEADER HEA
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | while IFS="$$(printf '\t')" read -r t d; do \
-		printf '  make %-9s %s\n' "$$t" "$$d"; done
+		printf '  make %-13s %s\n' "$$t" "$$d"; done
 
 setup: $(READY) ## make the virtual environment; a second run takes no time
 
