@@ -37,8 +37,8 @@ LOG: Final = logging.getLogger("heatpipe")
 
 PARQUET: Final[dict[str, Any]] = {
     # Price repeats from snapshot to snapshot: a dictionary. Volume stands PLAIN, so that zstd can match the
-    # snapshot before; few large pages, so that its window reaches that far. Half of the default's bytes. The levels:
-    # where most volumes change, zstd from its second on finds a quarter more in them than its first; docs/performance.md.
+    # snapshot before; few large pages, so that its window reaches that far. Half of the default's bytes. Where most
+    # volumes change, zstd from level 2 on finds a quarter more in them than level 1; docs/performance.md.
     "compression": "zstd",
     "compression_level": {"timestamp": 1, "price": 3, "volume": 3},
     "use_dictionary": ["timestamp", "price"],
