@@ -18,6 +18,7 @@ from cyclopts import App, CycloptsError, Group, Parameter
 
 from heatpipe import __version__
 from heatpipe.errors import ConfigError, DatasetError, HeatpipeError
+from heatpipe.process import prepare_process
 from heatpipe.upstream import LOOKBACK
 
 if TYPE_CHECKING:
@@ -624,8 +625,7 @@ def main() -> NoReturn:
 
 def run(commands: App, arguments: list[str] | None = None) -> int:
     """Run one command; return its exit code."""
-    # pyarrow's own allocator keeps what it has freed: 50 MiB more, and no less time.
-    os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
+    prepare_process()
     return call(
         lambda: commands(arguments, exit_on_error=False, print_error=False, result_action="return_value") or DONE
     )

@@ -10,23 +10,21 @@ import socket
 import threading
 import time
 import urllib.parse
-import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC
 from math import inf
-from types import ModuleType
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
 
 import httpx
-from isal import isal_zlib
 
 from heatpipe import __version__
 from heatpipe.budget import LONGEST_HOLD_S, Lease
 from heatpipe.config import LOOPBACK, Secret, Settings
 from heatpipe.errors import (
     ConfigError,
+    DecodeError,
     HeatpipeError,
     HistoryError,
     KeyRefusedError,
@@ -38,7 +36,7 @@ from heatpipe.errors import (
     TransientError,
     UnreachableError,
 )
-from heatpipe.memory import POOL
+from heatpipe.inflate import Text
 from heatpipe.model import Window
 from heatpipe.upstream import LIQUIDATIONS, POINTS_PATH
 
@@ -53,19 +51,17 @@ BYTES_PER_LEVEL: Final = 64
 """Cap on an answer: bytes per level that could be in it, headers counted as one. Real ones take about 16."""
 ENVELOPE_BYTES: Final = 1 << 16
 FOREIGN_LOGGERS: Final = ("httpx", "httpcore.connection", "httpcore.http11", "httpcore.proxy")
-MOST_EXPECTED: Final = 1 << 26
-"""Most memory that is taken on the word of an answer."""
-PIECE_BYTES: Final = 1 << 18
-"""Most that is inflated at a time: so much is the overshoot over a cap."""
+
+_Read = TypeVar("_Read")
 
 
 @dataclass(frozen=True, slots=True)
 class Body:
-    """An answer of status 200, decompressed.
+    """An answer of status 200.
 
     Parameters
     ----------
-    data : memoryview
+    text : Text
         The document.
     wire_bytes : int
         Its size as it travelled.
@@ -73,7 +69,7 @@ class Body:
         Unix seconds at which the request was sent: the earlier of our clock and the answer's ``Date``.
     """
 
-    data: memoryview
+    text: Text
     wire_bytes: int
     asked_at: float
 
@@ -152,8 +148,8 @@ class Client:
             trust_env=urlsplit(self._settings.url).hostname not in LOOPBACK,
         )
 
-    def fetch(self, window: Window, spent: "Spent") -> Body:
-        """Ask for one window, trying again while the fault is a passing one.
+    def fetch(self, window: Window, spent: "Spent", read: Callable[[Body], _Read]) -> _Read:
+        """Ask for one window, trying again while the fault is a passing one; return what was read in the answer.
 
         Spends the window's weight with every attempt.
 
@@ -163,6 +159,8 @@ class Client:
             What to ask for.
         spent : Spent
             Counts the requests and their weight.
+        read : callable
+            Makes something of the body. A text that is damaged on its way is noticed only by who reads it.
 
         Raises
         ------
@@ -170,6 +168,8 @@ class Client:
             The fault did not pass within the patience.
         TooHeavyError, RequestError, ConfigError
             As the upstream said; see `heatpipe.errors`.
+        DecodeError
+            As `read` raises it.
         """
         patience = _Patience(self._settings.patience_s)
         backoffs = _backoffs()
@@ -178,7 +178,7 @@ class Client:
             self._wait_for_budget(window, patience)
             started = self._monotonic()
             try:
-                body = self._ask(window, spent)
+                found = read(self._ask(window, spent))
             except RateLimitedError as exc:
                 self._budget.hold(exc.retry_after_s)
                 fault: TransientError = exc
@@ -188,10 +188,12 @@ class Client:
                 fault = exc
                 if patience.left_s > 0:
                     self._sleep(next(backoffs))
+            except DecodeError:
+                self._note_answer()
+                raise
             else:
-                self._answered = True
-                self._budget.answered()
-                return body
+                self._note_answer()
+                return found
             patience.lose(fault, self._monotonic() - started)
             if patience.left_s <= 0:
                 raise self._last_word(fault, began)
@@ -199,6 +201,10 @@ class Client:
                 spent.commit()
             level = logging.INFO if patience.failures < LOUD_FROM else logging.WARNING
             LOG.log(level, "trying again: %s", fault)
+
+    def _note_answer(self) -> None:
+        self._answered = True
+        self._budget.answered()
 
     def _last_word(self, fault: TransientError, began: float) -> HeatpipeError:
         """Tell a window that will not come from an upstream that answers nothing to anyone."""
@@ -234,7 +240,7 @@ class Client:
                 self._heard_at = self._monotonic()
                 if response.status_code != httpx.codes.OK:
                     raise self._refusal(response, window)
-                data, wire_bytes = self._receive(response, window)
+                text, wire_bytes = self._receive(response, window)
         except (httpx.ConnectError, httpx.ConnectTimeout) as exc:
             spent.take_back(window.weight)  # nothing was sent
             raise TransientError(f"{window}: no connection to {self._settings.url} ({self._clean(str(exc))})") from exc
@@ -248,17 +254,17 @@ class Client:
                 said = f"the answer has not come within {self._longest_s:g} s"
             # Not "from exc": a traceback would print what an answer that is no HTTP says, which may echo the key.
             raise TransientError(f"{window}: {self._settings.url}: {said}") from None
-        return Body(data, wire_bytes, min(asked_at, _date_of(response) or asked_at))
+        return Body(text, wire_bytes, min(asked_at, _date_of(response) or asked_at))
 
     @property
     def _longest_s(self) -> float:
         """Seconds that one answer may take; while bytes drip in, no time-out ends it."""
         return self._settings.patience_s + 2 * self._settings.timeout_s  # silence ends by its own name, before this
 
-    def _receive(self, response: httpx.Response, window: Window) -> tuple[memoryview, int]:
-        """Read a body, then inflate it, both no further than its cap; return it and its size on the wire."""
+    def _receive(self, response: httpx.Response, window: Window) -> tuple[Text, int]:
+        """Read a body, no further than its cap; return it and its size on the wire."""
         cap = body_cap(window)
-        inflate = self._inflater(response, window)
+        compressed = self._is_compressed(response, window)
         chunks: list[bytes] = []
         wire_bytes = 0
         for chunk in response.iter_raw():
@@ -266,28 +272,14 @@ class Client:
             wire_bytes += len(chunk)
             if wire_bytes > cap:
                 raise TooHeavyError(f"{window}: the answer is larger than {cap:,} bytes")
-        try:
-            return self._inflate(chunks, inflate, window), wire_bytes
-        except TransientError:  # isal refuses some headers that are rare but right; zlib has the last word
-            return self._inflate(chunks, inflate.by_zlib(), window), wire_bytes
+        return Text(chunks, compressed=compressed, cap=cap, name=str(window)), wire_bytes
 
-    def _inflate(self, chunks: Sequence[bytes], inflate: "_Inflater", window: Window) -> memoryview:
-        cap = body_cap(window)
-        text = _Text(inflate.expected_size(chunks))
-        for chunk in chunks:
-            for piece in inflate(chunk):
-                text.append(piece)
-                if text.size > cap:
-                    raise TooHeavyError(f"{window}: the answer is larger than {cap:,} bytes")
-        inflate.finish()
-        return text.view()
-
-    def _inflater(self, response: httpx.Response, window: Window) -> "_Inflater":
+    def _is_compressed(self, response: httpx.Response, window: Window) -> bool:
         named = response.headers.get("Content-Encoding", "")
         encoding = named.strip().lower()
         if encoding not in ("", "identity", "gzip"):
             raise TransientError(f"{window}: the answer is encoded as {self._clean(named)!a}, asked was gzip")
-        return _Inflater(window, compressed=encoding == "gzip")
+        return bool(encoding == "gzip")
 
     def _refusal(self, response: httpx.Response, window: Window) -> HeatpipeError:
         """Return the error that an answer other than 200 means."""
@@ -313,16 +305,15 @@ class Client:
 
     def _read_refusal(self, response: httpx.Response, window: Window) -> tuple[str, str, float | None]:
         """Return `error`, `message` and `retry_after` of an error body, as far as it has them."""
-        text = bytearray()
+        chunks: list[bytes] = []
         try:
-            inflate = self._inflater(response, window)
+            compressed = self._is_compressed(response, window)
             for chunk in response.iter_raw():
-                for piece in inflate(chunk):
-                    text += piece
-                if len(text) > ENVELOPE_BYTES:
-                    break
-            found = json.loads(bytes(text[:ENVELOPE_BYTES]))
-        except (httpx.HTTPError, TransientError, ValueError, RecursionError):
+                chunks.append(chunk)
+                if sum(map(len, chunks)) > ENVELOPE_BYTES:
+                    return "", "", None
+            found = json.loads(Text(chunks, compressed=compressed, cap=ENVELOPE_BYTES).whole())
+        except (httpx.HTTPError, TransientError, TooHeavyError, ValueError, RecursionError):
             return "", "", None
         if not isinstance(found, dict):
             return "", "", None
@@ -341,9 +332,8 @@ class Client:
             text = text.replace(spelling.reveal(), "(key)")
         return "".join(c if c.isprintable() else " " for c in text)
 
-    def redact(self, data: memoryview) -> bytes:
-        """Return a copy of an answer, without the key, should the upstream have echoed it."""
-        body = bytes(data)
+    def redact(self, body: bytes) -> bytes:
+        """Return an answer without the key, should the upstream have echoed it."""
         for spelling in self._spellings:
             body = body.replace(spelling.reveal().encode(), b"(key)")
         return body
@@ -397,34 +387,6 @@ class _Line:
         if self._socket is not None:
             with contextlib.suppress(OSError):
                 self._socket.shutdown(socket.SHUT_RDWR)
-
-
-class _Text:
-    """Memory that a text is written to.
-
-    Parameters
-    ----------
-    expected_size : int
-        Bytes that will come, probably: memory that need not grow.
-    """
-
-    def __init__(self, expected_size: int) -> None:
-        self.size = 0
-        self._data = POOL.bytes(min(expected_size, MOST_EXPECTED) + 1).data
-
-    def append(self, piece: bytes) -> None:
-        """Add a piece at the end."""
-        end = self.size + len(piece)
-        if end > len(self._data):
-            grown = POOL.bytes(2 * end).data
-            grown[: self.size] = self._data[: self.size]
-            self._data = grown
-        self._data[self.size : end] = piece
-        self.size = end
-
-    def view(self) -> memoryview:
-        """Return what has come, in place."""
-        return self._data[: self.size]
 
 
 class _Mask(logging.Filter):
@@ -520,42 +482,6 @@ def _backoffs() -> Iterator[float]:
     while True:
         yield random.uniform(most / 4, most)  # noqa: S311 - nothing here is a secret
         most = min(BACKOFF_MOST_S, 2 * most)
-
-
-class _Inflater:
-    """Inflates a stream chunk by chunk, in pieces of bounded size: a bomb is noticed before it is memory."""
-
-    def __init__(self, window: Window, *, compressed: bool, library: ModuleType = isal_zlib) -> None:
-        self._window = window
-        self._compressed = compressed
-        self._library = library
-        self._stream = library.decompressobj(wbits=31) if compressed else None
-
-    def by_zlib(self) -> "_Inflater":
-        """Return one that begins anew, slower."""
-        return _Inflater(self._window, compressed=self._compressed, library=zlib)
-
-    def __call__(self, chunk: bytes) -> Iterator[bytes]:
-        if self._stream is None:
-            yield chunk
-            return
-        try:
-            while chunk:
-                if self._stream.eof:  # another gzip member follows
-                    self._stream = self._library.decompressobj(wbits=31)
-                yield self._stream.decompress(chunk, PIECE_BYTES)
-                chunk = self._stream.unconsumed_tail or self._stream.unused_data
-        except self._library.error as exc:
-            raise TransientError(f"{self._window}: the compressed answer is damaged") from exc
-
-    def expected_size(self, chunks: Sequence[bytes]) -> int:
-        """Return how large the text will be, by the word of whoever compressed it."""
-        return int.from_bytes(b"".join(chunks[-2:])[-4:], "little") if self._compressed else sum(map(len, chunks))
-
-    def finish(self) -> None:
-        """Raise unless the stream is whole."""
-        if self._stream is not None and not self._stream.eof:
-            raise TransientError(f"{self._window}: the compressed answer is cut short")
 
 
 def _forbidden(said: str, text: str) -> HeatpipeError:

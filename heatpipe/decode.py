@@ -1,15 +1,17 @@
-"""Response body to Snapshots. Pure: numpy, pyarrow's number parser and json; no I/O, no clock.
+"""Text of an answer to Snapshots. Pure: numpy, pyarrow's number parser and json; no I/O, no clock.
 
-The body is a small JSON envelope around one long array of numbers. The array's text is cut out and parsed straight
-into a float64 buffer; the envelope that is left is read by `json`, which also proves that the cut was clean. The
-buffer is then looked at as (M, 2) pairs: a header pair ``(levels, timestamp)`` before each point's ``(price, volume)``
-pairs. Headers are found by walking; the payload is strided views. Nothing is believed unchecked.
+The text is a small JSON envelope around one long array of numbers. It is read block by block while it is inflated: the
+numbers of a block, parsed, are looked at as (M, 2) pairs: a header pair ``(levels, timestamp)`` before each point's
+``(price, volume)`` pairs. Headers are found by walking; the payload is copied, as strided views, into a price and a
+volume column, so that neither the text nor the numbers ever stand in memory as a whole. The envelope that is left is
+read by `json`, which also proves that the cut was clean. Nothing is believed unchecked: where anything is not as
+usual, the whole text is read once more, and carefully.
 """
 
 import json
 import re
-from collections.abc import Callable
-from itertools import pairwise
+from collections.abc import Callable, Iterator
+from itertools import chain
 from typing import Any, Final
 
 import numpy as np
@@ -19,17 +21,20 @@ from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from heatpipe.errors import DecodeError, EnvelopeError
+from heatpipe.inflate import PIECE_BYTES, Buffer, Text
 from heatpipe.memory import POOL
 from heatpipe.model import Snapshots, Span, Window, show_time
 from heatpipe.upstream import LIQUIDATIONS
 
-Buffer = bytes | bytearray | memoryview
 Pairs = NDArray[np.float64]  # (M, 2)
 
-PARSE_BLOCK: Final = 1 << 18
-"""Bytes of text that are parsed at a time: what a cast writes must stay in the cache."""
+PARSE_BLOCK: Final = PIECE_BYTES - 512
+"""Bytes of text that are parsed at a time, so many that a piece makes a block: what a cast writes must stay in the
+cache."""
 USUAL_WIDTH: Final = 6
 """Bytes of text, the comma too, that a number takes at least, where nothing is unusual."""
+USUAL_HEAD: Final = 4096
+"""Bytes in which the array begins, at most, where nothing unusual stands before it."""
 USUAL_TAIL: Final = 256
 """Bytes from the end of the array to the end of the document, at most, where nothing unusual follows."""
 
@@ -49,13 +54,13 @@ _EVERY_SECOND: Final = pa.py_buffer(
 )  # as many cells as could be in a block
 
 
-def decode_body(body: Buffer, window: Window) -> Snapshots:
+def decode_text(text: Text, window: Window) -> Snapshots:
     """Decode one flattened response into columns.
 
     Parameters
     ----------
-    body : bytes-like
-        The JSON document as received, decompressed.
+    text : Text
+        The JSON document as received.
     window : Window
         What was asked. A point stamped exactly at its end is dropped; one further outside is a fault, for else an
         answer for another time would be taken for absence.
@@ -73,16 +78,93 @@ def decode_body(body: Buffer, window: Window) -> Snapshots:
         The document is not JSON of the right form, or answers another question.
     DecodeError
         A number in it breaks the contract; says which and where.
+    TooHeavyError, TransientError
+        The text cannot be read; see `Text`.
 
     References
     ----------
     .. [1] Vendor documentation, "Liquidation Heatmap", section "Flattened response".
     """
-    view = memoryview(body)
     try:
-        return _decode(view, window, _find_last_end)
+        return _decode_blocks(text, window)
     except DecodeError:  # what the right cut makes of it counts
-        return _decode_carefully(view, window)
+        return _decode_carefully(memoryview(text.whole()), window)
+
+
+def decode_body(body: Buffer, window: Window) -> Snapshots:
+    """Decode a response that is in memory; as `decode_text`."""
+    return decode_text(Text.of(body), window)
+
+
+def _decode_blocks(text: Text, window: Window) -> Snapshots:
+    """Decode a text that is as usual; a DecodeError may mean no more than that it is not."""
+    most = min((window.points + 1) * (window.series.depth + 1), text.expected_size // (2 * USUAL_WIDTH) + 1)
+    rows = _Rows(most)
+    blocks = _Blocks(text)
+    for characters, commas in blocks:
+        try:
+            rows.add(_pair_up(_parse_block(characters, commas)))
+        except pa.ArrowInvalid as exc:
+            raise DecodeError(f"not all are numbers: {exc}") from None
+    if not _check_envelope(_read_json(blocks.envelope, is_cut=True), window):
+        raise EnvelopeError("flat_points stands outside of the series")
+    return rows.as_snapshots(window)
+
+
+class _Blocks:
+    """Cuts the numbers of a text into blocks, each with an even count of them, while the text comes.
+
+    Attributes
+    ----------
+    envelope : bytes
+        The document without the numbers, once all blocks have come.
+    """
+
+    def __init__(self, text: Text) -> None:
+        self.envelope = b""
+        self._pieces = iter(text)
+
+    def __iter__(self) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64]]]:
+        """Yield characters, with neither a comma before the first number nor one after the last; the commas' places."""
+        rest = self._skip_head()
+        whole = True
+        for piece in chain((b"",), self._pieces):
+            rest = memoryview(b"".join((rest, piece)))
+            while len(rest) >= PARSE_BLOCK + USUAL_TAIL:
+                characters = np.frombuffer(rest[:PARSE_BLOCK], np.uint8)
+                commas = np.flatnonzero(characters == _COMMA)
+                commas = commas[: len(commas) // 2 * 2]
+                if not len(commas):
+                    raise DecodeError("two numbers are longer than a block")
+                yield characters[: commas[-1]], commas[:-1]
+                rest = rest[int(commas[-1]) + 1 :]
+                whole = False
+        numbers = rest[: self._find_tail(rest)]
+        if numbers:
+            characters = np.frombuffer(numbers, np.uint8)
+            yield characters, np.flatnonzero(characters == _COMMA)
+        elif not whole:
+            raise DecodeError("nothing follows the last comma")
+
+    def _skip_head(self) -> memoryview:
+        """Read as far as the array begins; return what has come of it."""
+        head = b""
+        for piece in self._pieces:
+            head += piece
+            found = _ARRAY_START.search(head)
+            if found:
+                self.envelope = head[: found.end()]
+                return memoryview(head)[found.end() :]
+            if len(head) > USUAL_HEAD:
+                break
+        raise EnvelopeError("no array flat_points begins where it usually does")
+
+    def _find_tail(self, rest: memoryview) -> int:
+        end = _find_end(rest, max(0, len(rest) - USUAL_TAIL))
+        if end < 0:
+            raise EnvelopeError("the array does not end where it usually does")
+        self.envelope += _CUT_TEXT + rest[end:]
+        return end
 
 
 def _decode_carefully(body: memoryview, window: Window) -> Snapshots:
@@ -115,11 +197,6 @@ def _cut_out_array(body: memoryview, find_end: Callable[[memoryview, int], int])
     if end < 0:
         raise EnvelopeError("the document ends within flat_points")
     return body[found.end() : end], b"".join((body[: found.end()], _CUT_TEXT, body[end:]))
-
-
-def _find_last_end(body: memoryview, start: int) -> int:
-    """Return where the array ends if little follows it; an earlier end is no number, so that the parse will tell."""
-    return _find_end(body, max(start, len(body) - USUAL_TAIL))
 
 
 def _find_end(body: memoryview, start: int) -> int:
@@ -261,6 +338,8 @@ def _parse_blocks(text: Buffer) -> NDArray[np.float64]:
         numbers[filled : filled + len(parsed)] = parsed
         filled += len(parsed)
         at += len(block) + 1
+    if at and at == len(characters):  # a comma was the last of them
+        raise _NoNumberError(b"", filled)
     return numbers[:filled]
 
 
@@ -320,35 +399,80 @@ def decode_stream(stream: NDArray[np.float64], window: Window) -> Snapshots:
     DecodeError
         A count, timestamp, price or volume is not what the contract allows; says which and where.
     """
-    if len(stream) % 2:
-        raise DecodeError(f"the stream has {len(stream)} floats: one at the end has no partner")
-    pairs: Pairs = as_strided(stream, (len(stream) // 2, 2), (2 * stream.itemsize, stream.itemsize), writeable=False)
-    headers = _find_headers(pairs)
-    snapshots = Snapshots(
-        _check_timestamps(pairs[headers, 1], headers, window),
-        pairs[headers, 0].astype(np.int64),
-        *_gather_rows(pairs, headers),
-    )
-    _check_levels(snapshots, headers, window)
-    return _in_order(snapshots, window)
+    rows = _Rows(len(stream) // 2)
+    rows.add(_pair_up(stream))
+    return rows.as_snapshots(window)
 
 
-def _find_headers(pairs: Pairs) -> NDArray[np.int64]:
-    """Walk from header to header; return the pair index of each."""
-    counts = pairs[:, 0]
-    end = len(pairs)
-    headers: list[int] = []
-    at = 0
-    while at < end:
-        count = counts[at]
-        if not 0 <= count < end - at or count % 1:
+def _pair_up(numbers: NDArray[np.float64]) -> Pairs:
+    """Look at numbers, side by side or with something between them, as pairs."""
+    if len(numbers) % 2:
+        raise DecodeError(f"the stream has {len(numbers)} floats: one at the end has no partner")
+    (step,) = numbers.strides
+    return as_strided(numbers, (len(numbers) // 2, 2), (2 * step, step), writeable=False)
+
+
+class _Rows:
+    """Takes the pairs of a stream apart, as they come: headers aside, payload into a price and a volume column.
+
+    Parameters
+    ----------
+    most : int
+        Pairs that may come.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._price, self._volume = POOL.floats(most), POOL.floats(most)
+        self._headers: list[int] = []  # where each stands, in pairs
+        self._stamps: list[float] = []
+        self._levels: list[int] = []
+        self._begun = 0  # the pair that `add` begins with
+        self._rows = 0
+        self._left = 0  # levels of the last snapshot that are still to come
+
+    def add(self, pairs: Pairs) -> None:
+        """Take the next pairs; a snapshot may end in later ones."""
+        prices, volumes = pairs[:, 0], pairs[:, 1]
+        at = 0
+        while at < len(pairs):
+            if not self._left:
+                self._begin(prices[at], volumes[at], self._begun + at)
+                at += 1
+            size = min(self._left, len(pairs) - at)
+            self._price[self._rows : self._rows + size] = prices[at : at + size]
+            self._volume[self._rows : self._rows + size] = volumes[at : at + size]
+            self._rows += size
+            self._left -= size
+            at += size
+        self._begun += len(pairs)
+
+    def _begin(self, count: np.float64, stamp: np.float64, header: int) -> None:
+        """Begin a snapshot; a header says how many pairs it has, and when it was taken."""
+        left = self._most - header - 1
+        if not 0 <= count <= left or count % 1:
             raise DecodeError(
-                f"snapshot {len(headers)} at float {2 * at} announces {count:.17g} levels, "
-                f"{end - at - 1} pairs are left"
+                f"snapshot {len(self._headers)} at float {2 * header} announces {count:.17g} levels, "
+                f"{left} pairs are left"
             )
-        headers.append(at)
-        at += 1 + int(count)
-    return np.array(headers, np.int64)
+        self._headers.append(header)
+        self._stamps.append(float(stamp))
+        self._left = int(count)
+        self._levels.append(self._left)
+
+    def as_snapshots(self, window: Window) -> Snapshots:
+        """Check what has come, and return it in order."""
+        if self._left:
+            raise DecodeError(f"the stream ends {self._left} pairs before its last snapshot does")
+        headers = np.array(self._headers, np.int64)
+        snapshots = Snapshots(
+            _check_timestamps(np.array(self._stamps, np.float64), headers, window),
+            np.array(self._levels, np.int64),
+            self._price[: self._rows],
+            self._volume[: self._rows],
+        )
+        _check_levels(snapshots, headers, window)
+        return _in_order(snapshots, window)
 
 
 def _check_timestamps(stamps: NDArray[np.float64], headers: NDArray[np.int64], window: Window) -> NDArray[np.int64]:
@@ -365,35 +489,6 @@ def _check_timestamps(stamps: NDArray[np.float64], headers: NDArray[np.int64], w
 
 def _as_time(micros: float) -> str:
     return f" ({show_time(micros / 1e6)})" if 0 <= micros < 4e15 else ""
-
-
-def _gather_rows(pairs: Pairs, headers: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Copy the payload of all snapshots, without their headers, into a price and a volume column."""
-    rows = len(pairs) - len(headers)
-    price, volume = POOL.floats(rows), POOL.floats(rows)
-    prices, volumes = pairs[:, 0], pairs[:, 1]
-    counts = np.diff(headers, append=len(pairs)) - 1
-    # Runs of equal counts (the depth cap makes long ones) are one strided block each.
-    firsts = np.flatnonzero(np.diff(counts, prepend=-1))
-    at = 0
-    for first, after in pairwise([*firsts.tolist(), len(counts)]):
-        count, run = int(counts[first]), after - first
-        begin, size = int(headers[first]) + 1, count * run
-        if run == 1:
-            price[at : at + size] = prices[begin : begin + size]
-            volume[at : at + size] = volumes[begin : begin + size]
-        elif count:
-            block = _block(pairs, begin, run, count)
-            price[at : at + size].reshape(run, count)[:] = block[:, :, 0]
-            volume[at : at + size].reshape(run, count)[:] = block[:, :, 1]
-        at += size
-    return price, volume
-
-
-def _block(pairs: Pairs, begin: int, run: int, count: int) -> NDArray[np.float64]:
-    """View `run` snapshots of `count` levels, a header between each two, as (run, count, 2)."""
-    pair, item = pairs.strides
-    return as_strided(pairs[begin:], (run, count, 2), ((count + 1) * pair, pair, item), writeable=False)
 
 
 def _check_levels(snapshots: Snapshots, headers: NDArray[np.int64], window: Window) -> None:

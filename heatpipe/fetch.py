@@ -5,17 +5,18 @@ The threads are daemons: one that hangs in a socket must not keep an interrupted
 
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from queue import SimpleQueue
 from typing import Final, Self
 
 from heatpipe.budget import Budget, Lease
 from heatpipe.client import Body, Client, Spent
 from heatpipe.config import Settings
-from heatpipe.decode import decode_body
+from heatpipe.decode import decode_text
 from heatpipe.errors import (
     ConfigError,
     DecodeError,
@@ -23,6 +24,8 @@ from heatpipe.errors import (
     HistoryError,
     RequestError,
     Stopped,
+    TooHeavyError,
+    TransientError,
     UnreachableError,
 )
 from heatpipe.model import Coverage, Series, Snapshots, Span, Spans, Window
@@ -31,9 +34,11 @@ YOUNG_S: Final = 15 * 60
 """An interval that ended later than this before the request may still be published: not yet absent."""
 HISTORY_MARGIN_S: Final = 10
 """What leaves the history within so many seconds is no longer asked for: one second late costs the whole window."""
-BYTES_IN_FLIGHT: Final = 144 << 20
-"""Bound on what answers may hold, at `BYTES_PER_ROW` a row that could come: three windows of usual depth."""
-BYTES_PER_ROW: Final = 32
+ROOM_BYTES: Final = 56 << 20
+"""Bound on what decoded answers may hold, at `BYTES_PER_ROW` a row that could come: two windows of usual depth, of
+which one is decoded while the other is written. Compressed answers, a tenth of that, wait outside."""
+BYTES_PER_ROW: Final = 16
+"""A price and a volume."""
 RESERVE_S: Final = 0.5
 """Longest that the first request, which opens the connection, may take longer to arrive than the others."""
 POLL_S: Final = 0.2
@@ -151,16 +156,16 @@ class Job:
     body: bytes | None = None
     """the raw answer, kept where it broke the contract"""
     in_room: bool = False
-    """whether its bytes are counted"""
+    """whether its answer is counted"""
 
     @property
     def weighs_bytes(self) -> int:
-        """Memory that it may take."""
+        """Memory that its answer may take, decoded."""
         return BYTES_PER_ROW * self.window.points * (self.window.series.depth + 1)
 
 
 class Crew:
-    """The threads of a run, with their client, their budget and a bound on the bytes in flight.
+    """The threads of a run, with their client, their budget and a bound on what their answers may hold.
 
     Parameters
     ----------
@@ -196,7 +201,7 @@ class Crew:
         self._scouts: dict[Series | None, threading.Lock] = {}
         self._guard = threading.Lock()  # a Series is hashed in Python, where another thread may come between
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
-        self._room = _Room(BYTES_IN_FLIGHT, self.stop)
+        self._room = _Room(ROOM_BYTES, self.stop)
         self._threads = [
             threading.Thread(target=self._work, name=f"heatpipe-fetch-{number}", daemon=True)
             for number in range(settings.concurrency)
@@ -224,6 +229,9 @@ class Crew:
     def release(self, job: Job) -> None:
         """Say that a job that came back is no longer held in memory."""
         job.answer = job.body = None
+        self._leave_room(job)
+
+    def _leave_room(self, job: Job) -> None:
         if job.in_room:
             job.in_room = False
             self._room.leave(job.weighs_bytes)
@@ -231,8 +239,6 @@ class Crew:
     def _work(self) -> None:
         while job := self._jobs.get():
             try:
-                self._room.enter(job.weighs_bytes)
-                job.in_room = True
                 self._do(job)
             except BaseException as exc:  # noqa: BLE001 - whatever it is belongs to who waits for the job
                 job.fault = exc
@@ -261,7 +267,7 @@ class Crew:
             if whose in self._refused:
                 raise self._refused[whose]
         try:
-            body = self._client.fetch(window, job.spent)
+            job.answer = self._client.fetch(window, job.spent, partial(self._read, job, window))
         except (ConfigError, UnreachableError) as exc:
             self._refused[None] = exc
             raise
@@ -270,14 +276,10 @@ class Crew:
         except RequestError as exc:
             self._refused[window.series] = exc
             raise
+        except DecodeError:
+            self._answered |= {None, window.series}
+            raise
         self._answered |= {None, window.series}
-        try:
-            job.answer = self._read(body, window)
-        except DecodeError as exc:
-            job.body = self._client.redact(body.data)
-            if job.body != body.data:  # its words may end in the middle of the key
-                raise type(exc)(f"{window}: the answer breaks the contract, and repeats the API key") from None
-            raise type(exc)(self._client.clean(f"{window}: {exc}")) from exc
 
     def _still_sold(self, window: Window) -> Window:
         """Leave out what has moved beyond the history since the plan was made."""
@@ -287,26 +289,49 @@ class Crew:
             return Window(window.series, Span(start, window.span.end))
         return window
 
-    def _read(self, body: Body, window: Window) -> Answer:
-        snapshots = decode_body(body.data, window)
+    def _read(self, job: Job, window: Window, body: Body) -> Answer:
+        """Decode an answer, which takes many times the memory of its compressed form: not all of them at once."""
+        self._room.enter(job.weighs_bytes)
+        job.in_room = True
+        try:
+            snapshots = decode_text(body.text, window)
+        except (TransientError, TooHeavyError):  # asked for again, perhaps after a while
+            self._leave_room(job)
+            raise
+        except DecodeError as exc:
+            text = body.text.whole()
+            job.body = self._client.redact(text)
+            if job.body != text:  # its words may end in the middle of the key
+                raise type(exc)(f"{window}: the answer breaks the contract, and repeats the API key") from None
+            raise type(exc)(self._client.clean(f"{window}: {exc}")) from exc
         answer = judge(window, snapshots, body.asked_at, self.settings.settle_s)
         return Answer(answer.snapshots, answer.coverage, answer.open, answer.young, body.wire_bytes)
 
 
 class _Room:
-    """A bound on bytes; who is larger than all of it comes in alone."""
+    """A bound on bytes; who is larger than all of it comes in alone. Whoever came first goes in first.
+
+    In any other order a window that is overtaken keeps its day, and the answers of those that overtook it, in memory.
+    """
 
     def __init__(self, size_bytes: int, stop: Stop) -> None:
         self._free = self._size = size_bytes
         self._stop = stop
+        self._line: deque[object] = deque()
         self._changed = threading.Condition()
 
     def enter(self, size_bytes: int) -> None:
+        own = object()
         with self._changed:
-            while self._free < min(size_bytes, self._size):
-                self._stop.check()
-                self._changed.wait(POLL_S)
-            self._free -= size_bytes
+            self._line.append(own)
+            try:
+                while self._line[0] is not own or self._free < min(size_bytes, self._size):
+                    self._stop.check()
+                    self._changed.wait(POLL_S)
+                self._free -= size_bytes
+            finally:
+                self._line.remove(own)
+                self._changed.notify_all()
 
     def leave(self, size_bytes: int) -> None:
         with self._changed:

@@ -12,7 +12,7 @@ SMALL: Final = 1 << 15
 """Arrays of fewer numbers are left to the allocator, which is quick with them."""
 GRAIN: Final = 1 << 17
 """Blocks are a multiple of so many numbers, so that one fits many arrays."""
-IDLE: Final = 4
+IDLE: Final = 6
 """Most blocks that wait for the next array."""
 
 
@@ -51,7 +51,7 @@ class Pool:
                 if size <= len(block) <= 2 * size + GRAIN:
                     return block
                 self._idle.appendleft(block)
-        size_bytes = -(-size // GRAIN) * GRAIN * 8
+        size_bytes = max(8 * GRAIN, 8 << (size - 1).bit_length())
         # Mapped apart from the heap, which such blocks would tear to pieces; private, or a fork would share them.
         return np.frombuffer(mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), np.float64)
 

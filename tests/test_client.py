@@ -21,6 +21,7 @@ from heatpipe.client import FOREIGN_LOGGERS, Body, Client, Spent, body_cap
 from heatpipe.config import Secret, Settings
 from heatpipe.errors import (
     ConfigError,
+    DecodeError,
     HeatpipeError,
     HistoryError,
     KeyRefusedError,
@@ -42,6 +43,19 @@ Script = Callable[[Asked], Answer]
 
 
 @dataclass
+class Whole:
+    """An answer, with its text read."""
+
+    data: bytes
+    wire_bytes: int
+    asked_at: float
+
+
+def read_whole(body: Body) -> Whole:
+    return Whole(body.text.whole(), body.wire_bytes, body.asked_at)
+
+
+@dataclass
 class Caller:
     """A client with its time, its budget and its bill."""
 
@@ -51,8 +65,8 @@ class Caller:
     budget: Budget
     client: Client
 
-    def fetch(self, window: Window = WINDOW) -> Body:
-        return self.client.fetch(window, self.spent)
+    def fetch(self, window: Window = WINDOW) -> Whole:
+        return self.client.fetch(window, self.spent, read_whole)
 
     @property
     def waited_s(self) -> float:
@@ -514,6 +528,19 @@ def test_a_page_that_is_gone_for_a_moment_is_a_passing_fault_once_the_api_has_an
     assert len(server.asked) == 4
 
 
+def test_an_answer_that_breaks_the_contract_is_an_answer_all_the_same(
+    call: Callable[..., Caller], upstream: MakeUpstream
+) -> None:
+    def refuse(_: Body) -> None:
+        raise DecodeError("a number is none")
+
+    caller = call(upstream(in_turn(http(body=DOCUMENT), http(404, HTML), http(body=DOCUMENT))).url, patience_s=600.0)
+    with pytest.raises(DecodeError, match="a number is none"):
+        caller.client.fetch(WINDOW, caller.spent, refuse)
+    assert caller.spent.requests == 1
+    assert caller.fetch().data == DOCUMENT
+
+
 def test_a_wait_may_be_ended(call: Callable[..., Caller], upstream: MakeUpstream, settings: MakeSettings) -> None:
     def stop(_: float) -> None:
         raise Stopped("stopped")
@@ -522,7 +549,7 @@ def test_a_wait_may_be_ended(call: Callable[..., Caller], upstream: MakeUpstream
     budget = Budget(10**9, 10**9)
     client = Client(settings(server.url), budget, sleep=stop)
     with pytest.raises(Stopped):
-        client.fetch(WINDOW, Spent())
+        client.fetch(WINDOW, Spent(), read_whole)
     client.close()
 
 

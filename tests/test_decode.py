@@ -1,5 +1,6 @@
 """The decoder against the vendor's own document, an encoder written from the documentation, and a plain reader."""
 
+import gzip
 import json
 import re
 import struct
@@ -17,8 +18,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from heatpipe import decode
-from heatpipe.decode import decode_body, decode_stream, parse_numbers
+from heatpipe.decode import decode_body, decode_stream, decode_text, parse_numbers
 from heatpipe.errors import DecodeError, EnvelopeError
+from heatpipe.inflate import Text
 from heatpipe.model import Series, Snapshots, Span, Window
 from tests.fuzz.cases import ask, damage_case, make_seeds
 from tests.fuzz.reader import DisagreementError, check_decoder
@@ -360,6 +362,101 @@ def test_a_text_of_several_real_blocks_is_parsed_like_a_short_one() -> None:
         text = ",".join(numbers).encode()
         assert len(text) > 4 * decode.PARSE_BLOCK
         assert parse_numbers(text).tobytes() == np.array([float(numbers[0]), *values]).tobytes()
+
+
+MANY = [
+    point(60 * minute, *((100.5 + level, float(f"{minute}.{level}1e{level % 7 - 3}")) for level in range(minute % 9)))
+    for minute in range(120)
+]
+TWO_HOURS = Window(BTC, Span(START, START + 7200))
+
+
+def pieces_of(body: bytes, size: int) -> Text:
+    return Text([body[at : at + size] for at in range(0, len(body), size)], compressed=False, cap=len(body))
+
+
+@pytest.fixture
+def only_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no text be read as a whole."""
+
+    def refuse(body: memoryview, window: Window) -> Snapshots:
+        raise AssertionError("a text as usual was read a second time")
+
+    monkeypatch.setattr(decode, "_decode_carefully", refuse)
+
+
+@pytest.mark.usefixtures("only_blocks")
+@pytest.mark.parametrize("block", [50, 51, 64, 100, 1000, decode.PARSE_BLOCK])
+@pytest.mark.parametrize("size", [1, 7, 300, 5000, 1 << 20])
+def test_a_text_is_decoded_while_it_comes(block: int, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decode, "PARSE_BLOCK", block)
+    body = answer(*MANY)
+    assert len(body) > 5000
+    for more in (b"", b',"id":' + b" " * 150 + b"0"):  # what follows the array may hold commas
+        text = pieces_of(body.replace(b"]}]}", b"]}]" + more.replace(b"id", b"and") + b"}"), size)
+        assert read(decode_text(text, TWO_HOURS)) == read_points(MANY)
+
+
+@pytest.mark.usefixtures("only_blocks")
+def test_a_compressed_text_is_decoded_while_it_comes() -> None:
+    points = [point(60 * minute, *((1 + level, level / 7) for level in range(700))) for minute in range(120)]
+    body = answer(*points)
+    packed = gzip.compress(body)
+    assert len(body) > 6 * decode.PARSE_BLOCK
+    chunks = [packed[at : at + 65_536] for at in range(0, len(packed), 65_536)]
+    text = Text(chunks, compressed=True, cap=len(body))
+    assert read(decode_text(text, TWO_HOURS)) == read_points(points)
+
+
+@pytest.mark.usefixtures("only_blocks")
+@pytest.mark.parametrize("of_id", [{}, {"depth": 1500, "more": ["a", "b"]}])
+def test_the_vendors_forms_are_usual(of_id: dict[str, object]) -> None:
+    decode_body(compact(GOLDEN), WINDOW)
+    decode_body(document(encode_points([ONE]), **of_id), WINDOW)
+    decode_body(document("", **of_id), WINDOW)
+
+
+@given(snapshot_points(), st.integers(40, 400), st.integers(1, 400))
+@settings(deadline=None)
+def test_blocks_and_pieces_of_any_size_are_read_like_the_whole(points: list[Point], block: int, size: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decode, "PARSE_BLOCK", block)
+        assert read(decode_text(pieces_of(answer(*points), size), WINDOW)) == read_points(points)
+
+
+@pytest.mark.parametrize("block", [1, 8, 50, 64, 100])
+@pytest.mark.parametrize("end", ["", "1", "5"], ids=["a comma", "a header without a stamp", "a price without a volume"])
+def test_what_breaks_off_behind_a_block_is_refused(block: int, end: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decode, "PARSE_BLOCK", block)
+    for count in (1, 2, 3, 5, 8, 13, 30):
+        for tail in (0, 200, 253, 254, 255, 256, 300):
+            body = document(encode_points(MANY[:count]) + "," + end)
+            body = body.replace(b"]}]}", b"]}]" + b" " * tail + b"}")
+            with pytest.raises(DecodeError):
+                decode_text(pieces_of(body, 97), TWO_HOURS)
+
+
+def test_a_block_that_ends_where_the_array_breaks_off_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers = encode_points(MANY) + ","
+    body = document(numbers).replace(b"]}]}", b"]}]}" + b" " * (decode.USUAL_TAIL - 4))
+    monkeypatch.setattr(decode, "PARSE_BLOCK", len(numbers))
+    with pytest.raises(DecodeError):
+        decode_body(body, TWO_HOURS)
+
+
+def test_more_numbers_than_usual_fit_a_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decode, "PARSE_BLOCK", 100)
+    points = [point(60 * minute, *((price, minute % 10) for price in range(1, 10))) for minute in range(120)]
+    body = answer(*points)
+    assert len(body) / body.count(b",") < decode.USUAL_WIDTH / 2
+    assert read(decode_body(body, TWO_HOURS)) == read_points(points)
+
+
+def test_a_comma_behind_a_number_that_is_longer_than_a_block_is_refused() -> None:
+    long = "1." + "0" * decode.PARSE_BLOCK
+    assert bits(parse_numbers(long.encode())) == bits([1.0])
+    with pytest.raises(DecodeError, match=r"^float 1 of flat_points is no number: b''$"):
+        parse_numbers(f"{long},".encode())
 
 
 # Truncation and whitespace

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from heatpipe.errors import DecodeError, HistoryError, KeyRefusedError, RequestError, SymbolError
-from heatpipe.fetch import BYTES_IN_FLIGHT, Answer, Crew, Job, Stop, judge
+from heatpipe.fetch import BYTES_PER_ROW, ROOM_BYTES, Answer, Crew, Job, Stop, judge
 from heatpipe.model import Series, Snapshots, Span, Spans, Window
 from tests.conftest import (
     DAY,
@@ -238,13 +238,17 @@ def test_without_a_key_no_thread_is_started(settings: MakeSettings) -> None:
         Crew(settings(api_key=None))
 
 
-def test_as_many_requests_are_in_flight_as_was_said(upstream: MakeUpstream, settings: MakeSettings) -> None:
+@pytest.mark.parametrize("first", [honest, lambda _: http(body=b"no document")], ids=["sound", "unreadable"])
+def test_as_many_requests_are_in_flight_as_was_said(
+    upstream: MakeUpstream, settings: MakeSettings, first: Callable[[Asked], bytes]
+) -> None:
     together = threading.Barrier(3)
     replies: SimpleQueue[Job] = SimpleQueue()
 
     def wait_for_the_others(asked: Asked) -> bytes:
-        if asked.span.start != YESTERDAY:
-            together.wait(3)
+        if asked.span.start == YESTERDAY:
+            return first(asked)
+        together.wait(3)
         return honest(asked)
 
     with (
@@ -255,26 +259,83 @@ def test_as_many_requests_are_in_flight_as_was_said(upstream: MakeUpstream, sett
         for number in range(3):
             crew.submit(job_for(TODAY + number * HOUR, replies))
         jobs = [replies.get(timeout=20) for _ in range(4)]
-    assert [job.fault for job in jobs] == [None] * 4
+    assert [job.fault for job in jobs[1:]] == [None] * 3
 
 
-def test_jobs_that_could_fill_the_memory_wait_for_each_other(upstream: MakeUpstream, settings: MakeSettings) -> None:
-    """Two of these fit the bound; the third is asked for when one of them has been let go."""
-    server = upstream(honest)
-    deep = Series("BTC", depth=50_000)
+DEEP = Series("BTC", depth=50_000)
+HALF = ROOM_BYTES // (BYTES_PER_ROW * 50_001) // 2  # points whose answers may fill half of the room
+
+
+def test_answers_that_could_fill_the_memory_wait_for_each_other(upstream: MakeUpstream, settings: MakeSettings) -> None:
+    """Two of these fit the bound; the third is decoded when one of them has been let go."""
     replies: SimpleQueue[Job] = SimpleQueue()
-    count = BYTES_IN_FLIGHT // (32 * 50_001) // 2
-    with no_thread_left(), Crew(settings(server.url, concurrency=4), clock=Clock()) as crew:
+    with no_thread_left(), Crew(settings(upstream(honest).url, concurrency=4), clock=Clock()) as crew:
         for number in range(3):
-            crew.submit(job_for(TODAY + number * HOUR * 2, replies, deep, count))
+            crew.submit(job_for(TODAY + number * HOUR * 2, replies, DEEP, HALF))
         first, second = replies.get(timeout=10), replies.get(timeout=10)
         with pytest.raises(Empty):
             replies.get(timeout=0.1)
-        assert len(server.asked) == 2
         crew.release(first)
         third = replies.get(timeout=10)
         crew.release(second)
         crew.release(third)
+
+
+def test_a_small_answer_does_not_overtake_a_large_one_that_waits(
+    upstream: MakeUpstream, settings: MakeSettings
+) -> None:
+    """Else the large one would wait for as long as small ones come."""
+    replies: SimpleQueue[Job] = SimpleQueue()
+    has_come = threading.Event()
+
+    def small_ones_later(asked: Asked) -> bytes:
+        if asked.params["from"] == str(TODAY):
+            has_come.wait(10)
+            time.sleep(0.2)
+        return honest(asked)
+
+    with no_thread_left(), Crew(settings(upstream(small_ones_later).url, concurrency=3), clock=Clock()) as crew:
+        crew.submit(job_for(YESTERDAY, replies, DEEP, HALF))
+        first = replies.get(timeout=10)
+        crew.submit(job_for(TODAY, replies, DEEP, 1))
+        crew.submit(job_for(YESTERDAY + HOUR, replies, DEEP, 2 * HALF + 1))
+        has_come.set()
+        with pytest.raises(Empty):
+            replies.get(timeout=0.6)
+        crew.release(first)
+        second = replies.get(timeout=10)
+        assert second.window.points == 2 * HALF + 1
+        crew.release(second)
+        crew.release(replies.get(timeout=10))
+
+
+def test_an_answer_that_is_damaged_gives_its_room_to_others(upstream: MakeUpstream, settings: MakeSettings) -> None:
+    replies: SimpleQueue[Job] = SimpleQueue()
+    others_are_done = threading.Event()
+    asked_before: set[int] = set()
+
+    def damaged_at_first(asked: Asked) -> bytes:
+        if asked.span.start != TODAY:
+            return honest(asked)
+        if TODAY not in asked_before:
+            asked_before.add(TODAY)
+            return http(body=b"no gzip", headers={"Content-Encoding": "gzip"})
+        others_are_done.wait(10)
+        return honest(asked)
+
+    chosen = settings(upstream(damaged_at_first).url, concurrency=2, patience_s=30.0)
+    with no_thread_left(), Crew(chosen, clock=Clock()) as crew:
+        crew.submit(job_for(YESTERDAY, replies, DEEP, 1))
+        crew.release(replies.get(timeout=10))
+        for start in (TODAY, YESTERDAY):
+            crew.submit(job_for(start, replies, DEEP, 2 * HALF + 1))
+        other = replies.get(timeout=10)
+        assert other.window.span.start == YESTERDAY
+        crew.release(other)
+        others_are_done.set()
+        job = replies.get(timeout=10)
+        assert job.answer
+        crew.release(job)
 
 
 def test_a_job_larger_than_the_bound_goes_alone(upstream: MakeUpstream, settings: MakeSettings) -> None:

@@ -14,6 +14,8 @@ HOUSE = Path(__file__).parents[1]
 ORDER = (
     "errors",
     "upstream",
+    "process",
+    "inflate",
     "memory",
     "model",
     "plan",
@@ -41,7 +43,7 @@ ORDER = (
 # Which files may know an engine. The sandbox is another program: it has engines of its own.
 ENGINES = {
     "httpx": {"client"},
-    "isal": {"client"},
+    "isal": {"inflate"},
     "pyarrow": {"decode", "layout", "store"},
     "polars": {"frame", "heatmap"},
     "duckdb": {"sql"},

@@ -49,6 +49,12 @@ def test_a_memoryview_holds_its_memory() -> None:
     assert address(pool.floats(LARGE)) == where
 
 
+def test_arrays_of_about_the_same_size_share_their_memory() -> None:
+    pool = Pool()
+    where = address(pool.floats(9 * GRAIN))
+    assert address(pool.floats(16 * GRAIN)) == where
+
+
 def test_a_small_array_does_not_hold_a_block_that_is_much_larger() -> None:
     pool = Pool()
     where = address(pool.floats(16 * GRAIN))
