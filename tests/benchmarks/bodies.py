@@ -79,7 +79,8 @@ def coins_named(name: str, count: int) -> tuple[str, ...]:
     return tuple(f"{name}{number:02}" for number in range(count))
 
 
-BTC = Lot(("BTC",), "BTC", 1.0, (3 * DAY_S, 10 * DAY_S, 30 * DAY_S))
+BTC = Lot(("BTC", *coins_named("ALT", 11)), "BTC", 1.0, (3 * DAY_S, 10 * DAY_S, 30 * DAY_S))
+"""Twelve coins for a month are as many answers as one coin for a year."""
 DEEP = Lot(coins_named("DEEP", 16), "BTC", 3.0, (10 * WINDOW_S,))
 QUIET = Lot(coins_named("QUIET", 7), "BTC", 0.1, (15 * WINDOW_S,))
 TINY = Lot(("TINY",), "BTC", 0.05, (2 * WINDOW_S,))

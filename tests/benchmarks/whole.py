@@ -13,8 +13,8 @@ from tests.benchmarks.table import Row, pair
 from tests.benchmarks.upstream import run_upstream
 
 NAME = "whole"
-DAYS = 10
-SLOW_DAYS = 3
+DAYS = 30
+SLOW_DAYS = 10
 PEERS = (
     # number, module, what it is, days, bar
     (1, "numpy_polars", "httpx, orjson, numpy, polars", DAYS, 2.5),
