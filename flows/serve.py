@@ -1,6 +1,7 @@
 """The deployments of ``prefect.yaml`` without a work pool or a worker: ``python -m flows.serve``."""
 
 import asyncio
+import contextlib
 import signal
 import sys
 from collections.abc import Callable
@@ -9,6 +10,8 @@ from typing import Any, Final
 
 import yaml  # type: ignore[import-untyped]  # what Prefect reads the same file with; it ships no types
 from prefect import Flow
+from prefect.client.orchestration import get_client
+from prefect.exceptions import ObjectNotFound
 from prefect.runner import Runner
 from prefect.schedules import Schedule
 
@@ -16,6 +19,7 @@ from flows.backfill import backfill
 from flows.update import update
 from flows.verify import verify
 from heatpipe import cli
+from heatpipe.errors import ConfigError
 
 FILE: Final = Path(__file__).parent.parent / "prefect.yaml"
 FLOWS: Final[dict[str, Flow[..., Any]]] = {flow.name: flow for flow in (backfill, update, verify)}
@@ -41,11 +45,17 @@ def serve(on_ready: Callable[[], None]) -> None:
     ----------
     on_ready : callable
         Called when the deployments are there.
+
+    Raises
+    ------
+    ConfigError
+        The server has one of them for a work pool, whose workers are to run it.
     """
     asyncio.run(_serve(on_ready))
 
 
 async def _serve(on_ready: Callable[[], None]) -> None:
+    await _check_pools()
     runner = _Runner(name="heatpipe", pause_on_shutdown=True)
     for one in read_deployments():
         flow = FLOWS[one["entrypoint"].rpartition(":")[2]]
@@ -63,6 +73,20 @@ async def _serve(on_ready: Callable[[], None]) -> None:
         raise
 
 
+async def _check_pools() -> None:
+    """Leave deployments of a work pool alone: served as well, their runs would look for the code in the wrong place."""
+    async with get_client() as client:
+        for one in read_deployments():
+            name = f"{one['entrypoint'].rpartition(':')[2]}/{one['name']}"
+            with contextlib.suppress(ObjectNotFound):
+                pool = (await client.read_deployment_by_name(name)).work_pool_name
+                if pool:
+                    raise ConfigError(
+                        f"the server has {name} for the work pool {pool!r}: start `python -m flows.worker`, "
+                        f"or delete them first, as with `prefect deployment delete {name}`"
+                    )
+
+
 def main() -> int:
     """Serve, and say what."""
     names = ", ".join(f"{flow.name}/{flow.name}" for flow in FLOWS.values())
@@ -74,4 +98,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(cli.call(main))

@@ -95,6 +95,22 @@ def test_the_file_deploys_every_flow_with_all_of_its_schedules(deployed: Server,
     assert deployment(client, "backfill").schedules == []
 
 
+def test_what_a_work_pool_runs_is_not_served_as_well(deployed: Server, client: SyncPrefectClient) -> None:
+    served = subprocess.run(
+        [sys.executable, "-m", "flows.serve"],
+        cwd=REPOSITORY,
+        env=clean_environment(PREFECT_API_URL=deployed.url),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert served.returncode == 2
+    (line,) = served.stderr.splitlines()
+    assert line.startswith("heatpipe: the server has backfill/backfill for the work pool 'heatpipe': start ")
+    assert deployment(client, "backfill").work_pool_name == "heatpipe"
+
+
 def shown(schedule: Any) -> tuple[Any, ...]:
     return schedule.slug, schedule.schedule.cron, schedule.schedule.timezone, schedule.active, schedule.parameters
 
