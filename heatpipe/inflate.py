@@ -9,8 +9,9 @@ from isal import isal_zlib
 
 from heatpipe.errors import TooHeavyError, TransientError
 
-PIECE_BYTES: Final = 1 << 18
-"""Most that is inflated at a time: a piece stays in the cache, and so much is the overshoot over a cap."""
+PIECE_BYTES: Final = 1 << 19
+"""Most that is inflated at a time: small enough for the cache, large enough that threads seldom hand the interpreter
+over. So much is the overshoot over a cap."""
 
 Buffer = bytes | bytearray | memoryview
 

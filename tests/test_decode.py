@@ -356,7 +356,7 @@ def test_a_bad_number_in_a_later_block_is_shown_with_its_place(block: int, monke
 
 def test_a_text_of_several_real_blocks_is_parsed_like_a_short_one() -> None:
     rng = np.random.default_rng(7)
-    values = np.ldexp(rng.random(60_000), rng.integers(-40, 40, 60_000))
+    values = np.ldexp(rng.random(120_000), rng.integers(-40, 40, 120_000))
     for pad in range(6):  # moves every border by one character
         numbers = ["1" * (pad + 1), *map(repr, values.tolist())]
         text = ",".join(numbers).encode()
@@ -399,7 +399,7 @@ def test_a_text_is_decoded_while_it_comes(block: int, size: int, monkeypatch: py
 
 @pytest.mark.usefixtures("only_blocks")
 def test_a_compressed_text_is_decoded_while_it_comes() -> None:
-    points = [point(60 * minute, *((1 + level, level / 7) for level in range(700))) for minute in range(120)]
+    points = [point(60 * minute, *((1 + level, level / 7) for level in range(1400))) for minute in range(120)]
     body = answer(*points)
     packed = gzip.compress(body)
     assert len(body) > 6 * decode.PARSE_BLOCK

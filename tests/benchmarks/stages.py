@@ -1,6 +1,7 @@
 """Stage by stage, one thread, beside what each replaces; and bytes a row, which is row 4."""
 
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -12,11 +13,12 @@ import orjson
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
-from isal import isal_zlib
 
-from heatpipe.decode import decode_body
+from heatpipe.client import body_cap
+from heatpipe.decode import decode_body, decode_text
+from heatpipe.inflate import Text
 from heatpipe.layout import Day, encode_day
-from heatpipe.model import Series, Window, day_span
+from heatpipe.model import DAY_S, Coverage, Series, Spans, Window, day_span
 from heatpipe.plan import plan_slabs
 from heatpipe.store import Store, encode_file
 from heatpipe.verify import THREADS, verify_files
@@ -32,14 +34,16 @@ SIZE_BARS = {"pyarrow's defaults": 0.35, "polars' defaults": 1.0}
 SIZE_DAYS = 4
 SERIES = Series("BTC")
 UNIT = "CPU ns / row"
+CHUNK_BYTES = 1 << 16
+"""As httpx hands them out."""
 
 Call = Callable[[], object]
 
 
 def measure_stages(runs: int) -> Iterator[Row]:
     """Compare what each stage takes for a row; these have no bar."""
-    wire = next(body.wire for _, span, body in read_lot(BTC) if span.start == START)
-    text = isal_zlib.decompress(wire, wbits=31)
+    wire = next(body.wire for coin, span, body in read_lot(BTC) if coin == "BTC" and span.start == START)
+    text = zlib.decompress(wire, wbits=31)
     window = Window(SERIES, next(span for _, span, _ in read_lot(BTC) if span.start == START))
     assert window.span.seconds == WINDOW_S
     rows = decode_body(text, window).rows
@@ -49,7 +53,8 @@ def measure_stages(runs: int) -> Iterator[Row]:
         take_turns(1, *each)
         return Row(None, NAME, work, unit=UNIT, against=against, **pair(*take_turns(runs, *each)))
 
-    inflate = partial(isal_zlib.decompress, wire, wbits=31)
+    chunks = [wire[at : at + CHUNK_BYTES] for at in range(0, len(wire), CHUNK_BYTES)]
+    inflate: Call = partial(deque, Text(chunks, compressed=True, cap=body_cap(window)), maxlen=0)
     decode = partial(decode_body, text, window)
     yield compare("inflate an answer, isal", "zlib", inflate, partial(zlib.decompress, wire, wbits=31))
     yield compare("parse, check and decode it", "orjson.loads, np.array", decode, partial(_read_plainly, text))
@@ -57,11 +62,20 @@ def measure_stages(runs: int) -> Iterator[Row]:
     table = encode_day(day)
     encode = partial(encode_file, day)
     yield compare("encode a day, digests too", "pyarrow's defaults", encode, partial(_write, table), table.num_rows)
+    pipe = partial(_pipe, chunks, window)
+    yield compare("the three, an answer to a file", "orjson.loads alone", pipe, partial(orjson.loads, text))
     with empty_root() as root:
         files = _write_coins(root, day)
         verify = partial(verify_files, Store(root))
         read = partial(_read_all, files)
         yield compare("verify files", "a full read of them", verify, read, len(files) * table.num_rows)
+
+
+def _pipe(chunks: list[bytes], window: Window) -> object:
+    """Do what heatpipe cannot do less than: no start, no socket, no disk, no thread."""
+    snapshots = decode_text(Text(chunks, compressed=True, cap=body_cap(window)), window)
+    coverage = Coverage.of_answer(Spans((window.span,)), snapshots, window.series.interval_s)
+    return encode_file(Day(window.series, window.span.start // DAY_S, snapshots, coverage))
 
 
 def _read_plainly(text: bytes) -> object:
