@@ -24,7 +24,6 @@ from heatpipe.budget import LONGEST_HOLD_S, Lease
 from heatpipe.config import LOOPBACK, Secret, Settings
 from heatpipe.errors import (
     ConfigError,
-    DecodeError,
     HeatpipeError,
     HistoryError,
     KeyRefusedError,
@@ -119,7 +118,7 @@ class Client:
     def close(self) -> None:
         """Close the connections, those of requests in flight as well."""
         for line in self._lines:
-            line.http.close()
+            line.close()
         for name in FOREIGN_LOGGERS:
             logging.getLogger(name).removeFilter(self._mask)
 
@@ -177,8 +176,13 @@ class Client:
         while True:
             self._wait_for_budget(window, patience)
             started = self._monotonic()
+            took_s: float | None = None
             try:
-                found = read(self._ask(window, spent))
+                body = self._ask(window, spent)
+                self._answered = True
+                self._budget.answered()
+                took_s = self._monotonic() - started  # what `read` waits for is no failing of the upstream's
+                return read(body)
             except RateLimitedError as exc:
                 self._budget.hold(exc.retry_after_s)
                 fault: TransientError = exc
@@ -188,23 +192,13 @@ class Client:
                 fault = exc
                 if patience.left_s > 0:
                     self._sleep(next(backoffs))
-            except DecodeError:
-                self._note_answer()
-                raise
-            else:
-                self._note_answer()
-                return found
-            patience.lose(fault, self._monotonic() - started)
+            patience.lose(fault, self._monotonic() - started if took_s is None else took_s)
             if patience.left_s <= 0:
                 raise self._last_word(fault, began)
             if not isinstance(fault, RateLimitedError):  # to be told to wait is no attempt
                 spent.commit()
             level = logging.INFO if patience.failures < LOUD_FROM else logging.WARNING
             LOG.log(level, "trying again: %s", fault)
-
-    def _note_answer(self) -> None:
-        self._answered = True
-        self._budget.answered()
 
     def _last_word(self, fault: TransientError, began: float) -> HeatpipeError:
         """Tell a window that will not come from an upstream that answers nothing to anyone."""
@@ -306,13 +300,19 @@ class Client:
     def _read_refusal(self, response: httpx.Response, window: Window) -> tuple[str, str, float | None]:
         """Return `error`, `message` and `retry_after` of an error body, as far as it has them."""
         chunks: list[bytes] = []
+        size = 0
+        body = bytearray()
         try:
             compressed = self._is_compressed(response, window)
             for chunk in response.iter_raw():
                 chunks.append(chunk)
-                if sum(map(len, chunks)) > ENVELOPE_BYTES:
+                size += len(chunk)
+                if size > ENVELOPE_BYTES:
                     return "", "", None
-            found = json.loads(Text(chunks, compressed=compressed, cap=ENVELOPE_BYTES).whole())
+            with contextlib.suppress(TransientError):  # cut short, it may say enough
+                for piece in Text(chunks, compressed=compressed, cap=ENVELOPE_BYTES):
+                    body += piece
+            found = json.loads(body)
         except (httpx.HTTPError, TransientError, TooHeavyError, ValueError, RecursionError):
             return "", "", None
         if not isinstance(found, dict):
@@ -382,8 +382,16 @@ class _Line:
         if event.endswith((".connect_tcp.complete", ".start_tls.complete")):
             self._socket = info["return_value"].get_extra_info("socket")
 
+    def close(self) -> None:
+        """End the connection; a thread that waits for an answer there is told at once."""
+        self._shut()
+        self.http.close()
+
     def _cut(self) -> None:
         self.was_cut = True
+        self._shut()
+
+    def _shut(self) -> None:
         if self._socket is not None:
             with contextlib.suppress(OSError):
                 self._socket.shutdown(socket.SHUT_RDWR)

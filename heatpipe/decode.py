@@ -11,6 +11,7 @@ usual, the whole text is read once more, and carefully.
 import json
 import re
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from itertools import chain
 from typing import Any, Final
 
@@ -31,6 +32,8 @@ Pairs = NDArray[np.float64]  # (M, 2)
 PARSE_BLOCK: Final = PIECE_BYTES - 512
 """Bytes of text that are parsed at a time, so many that a piece makes a block: what a cast writes must stay in the
 cache."""
+SHORTEST_PAIR: Final = 4
+"""Bytes of text that two numbers take at least, with their commas."""
 USUAL_WIDTH: Final = 6
 """Bytes of text, the comma too, that a number takes at least, where nothing is unusual."""
 USUAL_HEAD: Final = 4096
@@ -49,9 +52,8 @@ _BRACKET_OR_STRING: Final = re.compile(rb'[\[\]]|"(?:[^"\\]++|\\.)*+(?:"|\Z)', r
 _CUT: Final = ...  # in the envelope that was read: the numbers stood here. No JSON value is like it
 _CUT_TEXT: Final = b"NaN"
 _COMMA: Final = ord(",")
-_EVERY_SECOND: Final = pa.py_buffer(
-    bytes([0b01010101]) * (PARSE_BLOCK // 4 + 1)
-)  # as many cells as could be in a block
+_MOST_CELLS: Final = 2 * (PARSE_BLOCK + USUAL_TAIL)  # in a block, if every other character is a comma
+_EVERY_SECOND: Final = pa.py_buffer(bytes([0b01010101]) * (_MOST_CELLS // 8 + 1))
 
 
 def decode_text(text: Text, window: Window) -> Snapshots:
@@ -85,10 +87,9 @@ def decode_text(text: Text, window: Window) -> Snapshots:
     ----------
     .. [1] Vendor documentation, "Liquidation Heatmap", section "Flattened response".
     """
-    try:
+    with suppress(DecodeError):
         return _decode_blocks(text, window)
-    except DecodeError:  # what the right cut makes of it counts
-        return _decode_carefully(memoryview(text.whole()), window)
+    return _decode_carefully(memoryview(text.whole()), window)  # what the right cut makes of it counts
 
 
 def decode_body(body: Buffer, window: Window) -> Snapshots:
@@ -98,7 +99,7 @@ def decode_body(body: Buffer, window: Window) -> Snapshots:
 
 def _decode_blocks(text: Text, window: Window) -> Snapshots:
     """Decode a text that is as usual; a DecodeError may mean no more than that it is not."""
-    most = min((window.points + 1) * (window.series.depth + 1), text.expected_size // (2 * USUAL_WIDTH) + 1)
+    most = min((window.points + 1) * (window.series.depth + 1), text.expected_size // SHORTEST_PAIR + 1)
     rows = _Rows(most)
     blocks = _Blocks(text)
     for characters, commas in blocks:
@@ -112,7 +113,7 @@ def _decode_blocks(text: Text, window: Window) -> Snapshots:
 
 
 class _Blocks:
-    """Cuts the numbers of a text into blocks, each with an even count of them, while the text comes.
+    """Cuts the numbers of a text into blocks while the text comes, once; all but the last have an even count of them.
 
     Attributes
     ----------

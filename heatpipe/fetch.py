@@ -36,7 +36,7 @@ HISTORY_MARGIN_S: Final = 10
 """What leaves the history within so many seconds is no longer asked for: one second late costs the whole window."""
 ROOM_BYTES: Final = 56 << 20
 """Bound on what decoded answers may hold, at `BYTES_PER_ROW` a row that could come: two windows of usual depth, of
-which one is decoded while the other is written. Compressed answers, a tenth of that, wait outside."""
+which one is decoded while the other is written. As many answers as there are threads wait outside, as they came."""
 BYTES_PER_ROW: Final = 16
 """A price and a volume."""
 RESERVE_S: Final = 0.5
@@ -201,7 +201,8 @@ class Crew:
         self._scouts: dict[Series | None, threading.Lock] = {}
         self._guard = threading.Lock()  # a Series is hashed in Python, where another thread may come between
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
-        self._room = _Room(ROOM_BYTES, self.stop)
+        self._left = Stop()
+        self._room = _Room(ROOM_BYTES, self._left)  # not until the end is asked for: what waits for it is paid for
         self._threads = [
             threading.Thread(target=self._work, name=f"heatpipe-fetch-{number}", daemon=True)
             for number in range(settings.concurrency)
@@ -214,6 +215,7 @@ class Crew:
 
     def __exit__(self, *exc_info: object) -> None:
         self.wind_down()
+        self._left.set()
         for _ in self._threads:
             self._jobs.put(None)
         self._client.close()
@@ -228,7 +230,7 @@ class Crew:
 
     def release(self, job: Job) -> None:
         """Say that a job that came back is no longer held in memory."""
-        job.answer = job.body = None
+        job.answer = job.body = job.fault = None
         self._leave_room(job)
 
     def _leave_room(self, job: Job) -> None:
@@ -276,10 +278,6 @@ class Crew:
         except RequestError as exc:
             self._refused[window.series] = exc
             raise
-        except DecodeError:
-            self._answered |= {None, window.series}
-            raise
-        self._answered |= {None, window.series}
 
     def _still_sold(self, window: Window) -> Window:
         """Leave out what has moved beyond the history since the plan was made."""
@@ -291,13 +289,14 @@ class Crew:
 
     def _read(self, job: Job, window: Window, body: Body) -> Answer:
         """Decode an answer, which takes many times the memory of its compressed form: not all of them at once."""
+        self._answered |= {None, window.series}
         self._room.enter(job.weighs_bytes)
         job.in_room = True
         try:
             snapshots = decode_text(body.text, window)
-        except (TransientError, TooHeavyError):  # asked for again, perhaps after a while
+        except (TransientError, TooHeavyError) as exc:  # asked for again, perhaps after a while
             self._leave_room(job)
-            raise
+            raise exc.with_traceback(None)  # noqa: B904 - its frames hold what was decoded so far
         except DecodeError as exc:
             text = body.text.whole()
             job.body = self._client.redact(text)

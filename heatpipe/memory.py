@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 SMALL: Final = 1 << 15
 """Arrays of fewer numbers are left to the allocator, which is quick with them."""
 GRAIN: Final = 1 << 17
-"""Blocks are a multiple of so many numbers, so that one fits many arrays."""
+"""Numbers of the smallest block; the others are its multiples by powers of two, so that one fits many arrays."""
 IDLE: Final = 6
 """Most blocks that wait for the next array."""
 
@@ -38,10 +38,6 @@ class Pool:
     def integers(self, size: int) -> NDArray[np.int64]:
         """Return an array of (size,) int64 with anything in it."""
         return self.floats(size).view(np.int64)
-
-    def bytes(self, size: int) -> NDArray[np.uint8]:
-        """Return an array of (size,) uint8 with anything in it."""
-        return self.floats(-(-size // 8)).view(np.uint8)[:size]
 
     def _take(self, size: int) -> NDArray[np.float64]:
         """Return an idle block that is large enough, but not by far too large; else a new one."""

@@ -253,6 +253,12 @@ FAULTS: list[tuple[str, Answer, type[HeatpipeError], list[str]]] = [
         ["BTC MINUTE [2026-03-31T00:00:00Z", "400 INVALID_SYMBOL", "unknown coin 'BTC'"],
     ),
     (
+        "a reason whose gzip is cut short",
+        http(400, gzip.compress(b'{"error":"INVALID_SYMBOL"}')[:-8], {"Content-Encoding": "gzip"}),
+        SymbolError,
+        ["400 INVALID_SYMBOL"],
+    ),
+    (
         "a wrong parameter",
         refusal(400, "INVALID_PARAMS", "maxDepth is too large"),
         RequestError,
@@ -539,6 +545,22 @@ def test_an_answer_that_breaks_the_contract_is_an_answer_all_the_same(
         caller.client.fetch(WINDOW, caller.spent, refuse)
     assert caller.spent.requests == 1
     assert caller.fetch().data == DOCUMENT
+
+
+def test_what_a_reader_waits_for_is_not_charged_to_the_upstream(
+    call: Callable[..., Caller], upstream: MakeUpstream
+) -> None:
+    server = upstream(always(http(body=DOCUMENT)))
+    caller = call(server.url, patience_s=60.0)
+
+    def read_slowly(body: Body) -> Whole:
+        caller.clock.now_s += 100
+        if caller.spent.requests < 3:
+            raise TransientError("damaged")
+        return read_whole(body)
+
+    assert caller.client.fetch(WINDOW, caller.spent, read_slowly).data == DOCUMENT
+    assert caller.spent.requests == 3
 
 
 def test_a_wait_may_be_ended(call: Callable[..., Caller], upstream: MakeUpstream, settings: MakeSettings) -> None:

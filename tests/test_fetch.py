@@ -1,5 +1,7 @@
 """The crew: what it keeps of an answer, whom it lets go first, and that it goes home."""
 
+import gc
+import gzip
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -9,6 +11,7 @@ from queue import Empty, SimpleQueue
 import numpy as np
 import pytest
 
+from heatpipe import decode
 from heatpipe.errors import DecodeError, HistoryError, KeyRefusedError, RequestError, SymbolError
 from heatpipe.fetch import BYTES_PER_ROW, ROOM_BYTES, Answer, Crew, Job, Stop, judge
 from heatpipe.model import Series, Snapshots, Span, Spans, Window
@@ -279,6 +282,67 @@ def test_answers_that_could_fill_the_memory_wait_for_each_other(upstream: MakeUp
         third = replies.get(timeout=10)
         crew.release(second)
         crew.release(third)
+
+
+def test_an_answer_that_waits_when_the_end_is_asked_for_is_read_all_the_same(
+    upstream: MakeUpstream, settings: MakeSettings
+) -> None:
+    """It is paid for."""
+    server = upstream(honest)
+    replies: SimpleQueue[Job] = SimpleQueue()
+    with no_thread_left(), Crew(settings(server.url, concurrency=2), clock=Clock()) as crew:
+        for start in (TODAY, YESTERDAY):
+            crew.submit(job_for(start, replies, DEEP, 2 * HALF + 1))
+        first = replies.get(timeout=10)
+        while len(server.asked) < 2:
+            time.sleep(0.01)
+        time.sleep(0.2)
+        crew.wind_down()
+        with pytest.raises(Empty):
+            replies.get(timeout=0.5)
+        crew.release(first)
+        second = replies.get(timeout=10)
+        assert second.answer
+        crew.release(second)
+
+
+def columns_in_memory() -> int:
+    gc.collect()  # what earlier tests have left
+    return sum(isinstance(one, decode._Rows) for one in gc.get_objects())
+
+
+def test_what_was_decoded_of_a_damaged_answer_goes_with_it(upstream: MakeUpstream, settings: MakeSettings) -> None:
+    replies: SimpleQueue[Job] = SimpleQueue()
+    found: list[int] = []
+
+    def damaged_at_first(asked: Asked) -> bytes:
+        found.append(columns_in_memory())
+        text = document(asked, {start: plain_levels(start) for start in asked.starts})
+        packed = gzip.compress(text.replace(b" ", b""))
+        return http(body=packed[: -8 if len(found) == 1 else None], headers={"Content-Encoding": "gzip"})
+
+    chosen = settings(upstream(damaged_at_first).url, concurrency=1, patience_s=30.0)
+    with no_thread_left(), Crew(chosen, clock=Clock()) as crew:
+        crew.submit(job_for(TODAY, replies))
+        job = replies.get(timeout=10)
+        assert job.answer
+        assert found == [0, 0]
+
+
+def test_what_was_decoded_of_a_wrong_answer_goes_when_it_is_let_go(
+    upstream: MakeUpstream, settings: MakeSettings
+) -> None:
+    replies: SimpleQueue[Job] = SimpleQueue()
+
+    def lie(asked: Asked) -> bytes:
+        return http(body=document(asked, {asked.span.start: [(1.0, -1.0)]}))
+
+    with no_thread_left(), Crew(settings(upstream(lie).url, concurrency=1), clock=Clock()) as crew:
+        crew.submit(job_for(TODAY, replies))
+        job = replies.get(timeout=10)
+        assert isinstance(job.fault, DecodeError)
+        crew.release(job)
+        assert columns_in_memory() == 0
 
 
 def test_a_small_answer_does_not_overtake_a_large_one_that_waits(

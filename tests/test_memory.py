@@ -22,7 +22,7 @@ def address(array: np.ndarray) -> int:
 @pytest.mark.parametrize("size", [0, 1, SMALL - 1, SMALL, SMALL + 1, GRAIN, GRAIN + 1])
 def test_an_array_has_the_size_and_kind_that_was_asked_for(size: int) -> None:
     pool = Pool()
-    for array, kind in ((pool.floats(size), "float64"), (pool.integers(size), "int64"), (pool.bytes(size), "uint8")):
+    for array, kind in ((pool.floats(size), "float64"), (pool.integers(size), "int64")):
         assert array.shape == (size,)
         assert array.dtype == kind
         array[:] = 7
@@ -42,7 +42,7 @@ def test_memory_is_used_again_when_the_last_view_is_gone() -> None:
 
 def test_a_memoryview_holds_its_memory() -> None:
     pool = Pool()
-    text = pool.bytes(8 * LARGE).data
+    text = pool.floats(LARGE).data
     where = address(np.frombuffer(text, np.uint8))
     assert address(pool.floats(LARGE)) != where
     del text
