@@ -18,11 +18,11 @@ from heatpipe.client import body_cap
 from heatpipe.decode import decode_body, decode_text
 from heatpipe.inflate import Text
 from heatpipe.layout import Day, encode_day
-from heatpipe.model import DAY_S, Coverage, Series, Spans, Window, day_span
+from heatpipe.model import DAY_S, Coverage, Series, Span, Spans, Window, day_span
 from heatpipe.plan import plan_slabs
 from heatpipe.store import Store, encode_file
 from heatpipe.verify import THREADS, verify_files
-from tests.benchmarks.bodies import BTC, START, WINDOW_S, read_lot
+from tests.benchmarks.bodies import BTC, START, WINDOW_S, Lot, read_lot
 from tests.benchmarks.commands import empty_root
 from tests.benchmarks.measure import cpu_seconds, take_turns
 from tests.benchmarks.queries import FIRST_DAY, make_day
@@ -32,7 +32,6 @@ NAME = "stages"
 SIZE_NAME = "size"
 SIZE_BARS = {"pyarrow's defaults": 0.35, "polars' defaults": 1.0}
 SIZE_DAYS = 4
-SERIES = Series("BTC")
 UNIT = "CPU ns / row"
 CHUNK_BYTES = 1 << 16
 """As httpx hands them out."""
@@ -42,10 +41,9 @@ Call = Callable[[], object]
 
 def measure_stages(runs: int) -> Iterator[Row]:
     """Compare what each stage takes for a row; these have no bar."""
-    wire = next(body.wire for coin, span, body in read_lot(BTC) if coin == "BTC" and span.start == START)
+    chunks, window = first_answer()
+    wire = b"".join(chunks)
     text = zlib.decompress(wire, wbits=31)
-    window = Window(SERIES, next(span for _, span, _ in read_lot(BTC) if span.start == START))
-    assert window.span.seconds == WINDOW_S
     rows = decode_body(text, window).rows
 
     def compare(work: str, against: str, ours: Call, theirs: Call, rows: int = rows) -> Row:
@@ -53,7 +51,6 @@ def measure_stages(runs: int) -> Iterator[Row]:
         take_turns(1, *each)
         return Row(None, NAME, work, unit=UNIT, against=against, **pair(*take_turns(runs, *each)))
 
-    chunks = [wire[at : at + CHUNK_BYTES] for at in range(0, len(wire), CHUNK_BYTES)]
     inflate: Call = partial(deque, Text(chunks, compressed=True, cap=body_cap(window)), maxlen=0)
     decode = partial(decode_body, text, window)
     yield compare("inflate an answer, isal", "zlib", inflate, partial(zlib.decompress, wire, wbits=31))
@@ -69,6 +66,13 @@ def measure_stages(runs: int) -> Iterator[Row]:
         verify = partial(verify_files, Store(root))
         read = partial(_read_all, files)
         yield compare("verify files", "a full read of them", verify, read, len(files) * table.num_rows)
+
+
+def first_answer(lot: Lot = BTC) -> tuple[list[bytes], Window]:
+    """Return an answer of a thousand snapshots, in the chunks in which it comes, and what was asked."""
+    coin, span, body = next(one for one in read_lot(lot) if one[:2] == (lot.coins[0], Span(START, START + WINDOW_S)))
+    wire = body.wire
+    return [wire[at : at + CHUNK_BYTES] for at in range(0, len(wire), CHUNK_BYTES)], Window(Series(coin), span)
 
 
 def _pipe(chunks: list[bytes], window: Window) -> object:

@@ -15,6 +15,7 @@ from tests.benchmarks import __main__ as bench
 from tests.benchmarks.bodies import MINUTE_S, START, TINY, WINDOW_S, read_lot
 from tests.benchmarks.commands import HEATPIPE, environment, name_series, run_backfill, run_peer
 from tests.benchmarks.measure import measure_command, take_turns
+from tests.benchmarks.parts import time_parts
 from tests.benchmarks.table import Row, lay_out, pair
 from tests.benchmarks.upstream import KEY, run_upstream
 
@@ -93,6 +94,12 @@ def test_answers_name_their_coin_and_decompress() -> None:
     found = {span: body.text() for _, span, body in read_lot(TINY)}
     assert min(found) == Span(START, START + 1_000 * MINUTE_S)
     assert all(json.loads(text)["series"][0]["id"]["coin"] == COIN for text in found.values())
+
+
+def test_the_parts_of_the_pipe_are_timed() -> None:
+    figures = time_parts(1, TINY)
+    assert list(figures)[-1] == "encode volume"
+    assert all(figure >= 0 for figure in figures.values())
 
 
 def test_the_table_is_printed_and_written(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
