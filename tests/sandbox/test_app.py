@@ -428,11 +428,11 @@ def test_a_taken_port_is_an_error_of_the_system() -> None:
 
 
 def test_the_port_is_free_again_and_no_thread_is_left() -> None:
-    before = threading.active_count()
+    before = set(threading.enumerate())  # of which some, left by other tests, may end at any moment
     with serve(Options(keys={"sandbox-key": ENTERPRISE})) as url:
         port = int(url.rpartition(":")[2])
         assert url == f"http://127.0.0.1:{port}"
-    assert threading.active_count() == before
+    assert set(threading.enumerate()) <= before
     with serve(Options(), port) as again:
         assert again == url
 
