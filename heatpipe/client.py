@@ -176,13 +176,16 @@ class Client:
         while True:
             self._wait_for_budget(window, patience)
             started = self._monotonic()
-            took_s: float | None = None
+            reading_s = 0.0  # what `read` waits for is no failing of the upstream's
             try:
                 body = self._ask(window, spent)
                 self._answered = True
                 self._budget.answered()
-                took_s = self._monotonic() - started  # what `read` waits for is no failing of the upstream's
-                return read(body)
+                received = self._monotonic()
+                try:
+                    return read(body)
+                finally:
+                    reading_s = self._monotonic() - received
             except RateLimitedError as exc:
                 self._budget.hold(exc.retry_after_s)
                 fault: TransientError = exc
@@ -192,7 +195,7 @@ class Client:
                 fault = exc
                 if patience.left_s > 0:
                     self._sleep(next(backoffs))
-            patience.lose(fault, self._monotonic() - started if took_s is None else took_s)
+            patience.lose(fault, self._monotonic() - started - reading_s)
             if patience.left_s <= 0:
                 raise self._last_word(fault, began)
             if not isinstance(fault, RateLimitedError):  # to be told to wait is no attempt

@@ -563,6 +563,15 @@ def test_what_a_reader_waits_for_is_not_charged_to_the_upstream(
     assert caller.spent.requests == 3
 
 
+def test_answers_that_are_always_damaged_end_the_patience(call: Callable[..., Caller], upstream: MakeUpstream) -> None:
+    """The waits between the attempts count."""
+    caller = call(upstream(always(http(body=DOCUMENT, headers={"Content-Encoding": "gzip"}))).url, patience_s=60.0)
+    with pytest.raises(TransientError, match="damaged"):
+        caller.fetch()
+    assert 60 <= caller.waited_s < 95
+    assert caller.spent.requests < 30
+
+
 def test_a_wait_may_be_ended(call: Callable[..., Caller], upstream: MakeUpstream, settings: MakeSettings) -> None:
     def stop(_: float) -> None:
         raise Stopped("stopped")
