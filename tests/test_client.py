@@ -716,7 +716,7 @@ ECHOES: list[tuple[str, Answer]] = [
     ("504", refusal(504, KEY, KEY)),
     ("an encoding", http(body=b"", headers={"Content-Encoding": KEY})),
     ("a header", http(500, headers={"X-You-Sent": KEY})),
-    ("a reason", f"HTTP/1.1 500 {KEY}\r\nContent-Length: 0\r\n\r\n".encode()),
+    ("a reason", f"HTTP/1.1 500 {KEY}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode()),
     ("a status line", f"HTTP/1.1 {KEY}\r\n\r\n".encode()),
     ("a header that is none", f"HTTP/1.1 500 No\r\n{KEY}\r\n\r\n".encode()),
     ("reset", [RESET]),
