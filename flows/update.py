@@ -67,7 +67,9 @@ def main(
     *,
     series: cli.SeriesFlags = cli.NO_SERIES,
     flags: FlowFlags = NO_FLAGS,
-    lookback: Annotated[int, Parameter(help="Intervals that are asked for again, as far as that is free.")] = LOOKBACK,
+    lookback: Annotated[
+        int, cli.WHOLE, Parameter(help="Intervals that are asked for again, as far as that is free.")
+    ] = LOOKBACK,
     dry_run: DryRun = False,
     max_weight: cli.MaxWeight = None,
 ) -> int:

@@ -9,12 +9,12 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
 
-from cyclopts import App, CycloptsError, Group, Parameter
+from cyclopts import App, CycloptsError, Group, Parameter, Token
 
 from heatpipe import __version__
 from heatpipe.errors import ConfigError, DatasetError, HeatpipeError
@@ -50,6 +50,18 @@ SERIES = Group("Series", sort_key=1)
 SHARED = Group("Settings", sort_key=2)
 
 
+def _read_whole(_type: Any, tokens: Sequence[Token]) -> int:
+    """Read a whole number; cyclopts alone would take 1.5 for 2."""
+    text = tokens[0].value
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is no whole number.") from None
+
+
+WHOLE: Final = Parameter(converter=_read_whole)
+
+
 @Parameter(name="*", group=SERIES)
 @dataclass(frozen=True, kw_only=True)
 class SeriesFlags:
@@ -61,7 +73,7 @@ class SeriesFlags:
     """MINUTE (default), FIVE_MINUTES, FIFTEEN_MINUTES, HOUR, FOUR_HOURS or DAY."""
     unit: str | None = None
     """What volumes are counted in: coin (default) or usd."""
-    depth: int | None = None
+    depth: Annotated[int | None, WHOLE] = None
     """Most price levels per snapshot; 1500 by default, and each further 1500 cost a fifth more."""
     start: str | None = None
     """Date or ISO 8601 instant; without an offset it is UTC."""
@@ -92,7 +104,7 @@ class SharedFlags:
 
 NO_SERIES: Final = SeriesFlags()
 NO_SHARED: Final = SharedFlags()
-MaxWeight = Annotated[int | None, Parameter(help="Refuse a plan that costs more than this weight.")]
+MaxWeight = Annotated[int | None, WHOLE, Parameter(help="Refuse a plan that costs more than this weight.")]
 Refetch = Annotated[bool, Parameter(negative=(), help="Ask again for what is on disk, and replace it.")]
 NoWait = Annotated[
     bool, Parameter(negative=(), help="Leave out what another process works on, rather than wait for it.")
@@ -161,7 +173,7 @@ def update(
     series: SeriesFlags = NO_SERIES,
     shared: SharedFlags = NO_SHARED,
     lookback: Annotated[
-        int, Parameter(help="Newest intervals on disk to ask for again, as many of them as cost no weight.")
+        int, WHOLE, Parameter(help="Newest intervals on disk to ask for again, as many of them as cost no weight.")
     ] = LOOKBACK,
     max_weight: MaxWeight = None,
     no_wait: NoWait = False,
@@ -266,10 +278,10 @@ def heatmap(
 @app.command
 def sandbox(
     *,
-    port: int = 8765,
-    seed: int = 0,
-    weight_per_minute: int = 750,
-    burst: int = 1500,
+    port: Annotated[int, WHOLE] = 8765,
+    seed: Annotated[int, WHOLE] = 0,
+    weight_per_minute: Annotated[int, WHOLE] = 750,
+    burst: Annotated[int, WHOLE] = 1500,
     latency: float = 0.0,
     gaps: Annotated[bool, Parameter(negative=())] = False,
     chaos: float = 0.0,
@@ -284,8 +296,10 @@ def sandbox(
         Port on 127.0.0.1; 0 takes a free one.
     seed : int
         Another number, another market and other dice.
-    weight_per_minute, burst : int
-        The budget of the key "sandbox-key".
+    weight_per_minute : int
+        Weight that the key "sandbox-key" may spend in a minute.
+    burst : int
+        Weight that it may spend at once.
     latency : float
         Seconds that every answer takes longer.
     gaps : bool
@@ -297,8 +311,10 @@ def sandbox(
     from heatpipe.sandbox import Market, Options, Tier
     from heatpipe.sandbox import run as run_sandbox
 
-    if not 0 <= port <= 65535 or weight_per_minute < 1 or burst < 1 or latency < 0:
-        raise ConfigError("a port lies between 0 and 65535, a budget is at least 1, a latency at least 0")
+    if not 0 <= port <= 65535 or weight_per_minute < 1 or burst < 1:
+        raise ConfigError("a port lies between 0 and 65535, a budget is at least 1")
+    if not 0 <= latency < float("inf"):
+        raise ConfigError(f"--latency is a number of seconds from 0 on, not {latency:g}")
     if not 0 <= chaos <= 1:
         raise ConfigError(f"--chaos is a share of the answers, from 0 to 1, not {chaos:g}")
     keys = {"sandbox-key": Tier("advanced", weight_per_minute, burst)}
@@ -547,7 +563,8 @@ def _say_nothing_came(report: "Report", found: "Plan") -> str:
         return "Nothing was fetched."
     if found.requests:
         return "Nothing left to fetch: another process has brought it."
-    return f"Nothing to fetch: {found.intervals - found.missing:,} intervals are on disk already."
+    on_disk = found.intervals - found.missing
+    return f"Nothing to fetch: {on_disk:,} intervals are on disk already." if on_disk else "Nothing to fetch."
 
 
 def _print_status(tallies: "list[Tally]", root: str) -> None:

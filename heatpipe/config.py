@@ -12,7 +12,7 @@ from typing import Any, Final, Self
 from urllib.parse import urlsplit
 
 from heatpipe.errors import ConfigError, KeyRefusedError
-from heatpipe.model import Series, Span
+from heatpipe.model import Series, Span, show_time
 from heatpipe.plan import Horizon
 from heatpipe.upstream import BURST, DEFAULT_KEY_HEADER, DEFAULT_URL, HISTORY_DAYS, WEIGHT_PER_MINUTE
 
@@ -415,8 +415,13 @@ def resolve_span(start: int | None, end: int | None, last_s: int | None, closed_
     Raises
     ------
     ConfigError
-        Neither a start nor a length was given.
+        Neither a start nor a length was given; or no end, and what starts then is not closed yet.
     """
+    if end is None and start is not None and start > closed_end:
+        raise ConfigError(
+            f"the span starts {show_time(start)}, and the last closed interval ended {show_time(closed_end)}: "
+            "there is nothing to ask for yet"
+        )
     stop = closed_end if end is None else end
     if start is None:
         if last_s is None:

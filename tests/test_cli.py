@@ -95,9 +95,14 @@ def test_version_is_the_package_s(heatpipe: Heatpipe) -> None:
         (["plan", "--coin", "BTC", "--last", "7d", "--unit", "eur"], "unit 'eur'"),
         (["plan", "--coin", "BTC", "--last", "7d", "--depth", "0"], "depth 0"),
         (["plan", "--coin", "BTC", "--last", "7d", "--depth", "x"], "--depth"),
+        (["plan", "--coin", "BTC", "--last", "7d", "--depth", "1500.5"], "--depth: '1500.5' is no whole number"),
+        (["plan", "--coin", "BTC", "--last", "7d", "--max-weight", "9.9"], "--max-weight: '9.9' is no whole number"),
+        (["update", "--coin", "BTC", "--last", "1d", "--lookback", "1.5"], "--lookback: '1.5' is no whole number"),
+        (["sandbox", "--seed", "0.5"], "--seed: '0.5' is no whole number"),
         (["plan", "--coin", "", "--last", "7d"], "coin ''"),
         (["plan", "--coin", "BTC", "--start", "yesterday"], "--start: 'yesterday'"),
         (["plan", "--coin", "BTC", "--start", "2026-03-02", "--end", "2026-03-01"], "before it starts"),
+        (["plan", "--coin", "BTC", "--start", "2999-01-01"], "there is nothing to ask for yet"),
         (["plan", "--coin", "BTC", "--last", "7d", "--max-weight", "1"], "--max-weight"),
         (["plan", "--coin", "BTC", "--update"], "nothing of BTC MINUTE in coin at depth 1500 is on disk"),
         (["plan", "--coin", "BTC", "--last", "1d", "--update", "--refetch"], "exclude each other"),
@@ -113,6 +118,9 @@ def test_version_is_the_package_s(heatpipe: Heatpipe) -> None:
         (["heatmap", "--coin", "BTC", "-o", "x.png"], "no coin 'BTC'"),
         (["heatmap", "--coin", "BTC", "--last", "1d", "-o", "x.png"], "no rows"),
         (["sandbox", "--port", "70000"], "port"),
+        (["sandbox", "--burst", "0"], "budget"),
+        (["sandbox", "--latency", "nan"], "--latency is a number of seconds"),
+        (["sandbox", "--chaos", "nan"], "--chaos is a share"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -215,8 +223,9 @@ def test_an_update_goes_on_where_the_disk_ends(
 
     before = len(upstream[1].ledger)
     assert heatpipe("update", *end).stdout == "Nothing to fetch: 144 intervals are on disk already.\n"
-    assert len(upstream[1].ledger) == before
     one = ("--coin", "BTC", "--interval", "HOUR")
+    assert heatpipe("update", *one, "--end", "2026-05-01").stdout == "Nothing to fetch.\n"
+    assert len(upstream[1].ledger) == before
     said = heatpipe("update", *one, "--end", "2026-06-05", "--lookback", "5").stdout
     assert "1 request" in said
     assert "5 intervals were on disk already and asked for again: all unchanged" in said

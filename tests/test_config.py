@@ -536,6 +536,14 @@ def test_a_span_needs_a_beginning(end: int | None) -> None:
     assert refusal(lambda: resolve_span(None, end, None, 1000)) == ("no span: give --start (and --end), or --last 7d")
 
 
+def test_a_span_up_to_now_does_not_begin_later() -> None:
+    assert resolve_span(1000, None, None, 1000) == Span(1000, 1000)
+    assert refusal(lambda: resolve_span(1001, None, None, 1000)) == (
+        "the span starts 1970-01-01T00:16:41Z, and the last closed interval ended 1970-01-01T00:16:40Z: "
+        "there is nothing to ask for yet"
+    )
+
+
 @pytest.mark.parametrize(
     "path", sorted((Path(__file__).parent.parent / "configs").glob("*.toml")), ids=lambda p: p.name
 )
