@@ -120,6 +120,8 @@ def main() -> int:
         sandbox_log = stack.enter_context((home / "ui-sandbox.log").open("wb"))
         # The page asks the API that PREFECT_API_URL names, not the one it came from.
         os.environ["PREFECT_API_URL"] = f"{address}/api"
+        # The second edition of Prefect's page forgets a schedule's parameters when it switches it on.
+        os.environ["PREFECT_SERVER_UI_V2_ENABLED"] = "false"
         command = ["prefect", "server", "start", "--host", LOOPBACK, "--port", str(port)]
         server = stack.enter_context(background(command, server_log))
         command = ["heatpipe", "sandbox", "--port", str(sandbox_port)]

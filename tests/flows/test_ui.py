@@ -74,7 +74,9 @@ def test_one_command_brings_everything_up_and_ctrl_c_takes_it_down(connected: Se
 def look(browser: httpx.Client) -> None:
     """The page is there and asks the right server; every deployment is there with its schedules."""
     assert "<!DOCTYPE html>" in browser.get("/deployments", headers={"Accept": "text/html"}).text
-    assert browser.get("/ui-settings").json()["api_url"] == f"{str(browser.base_url).rstrip('/')}/api"
+    settings = answer(browser.get("/ui-settings"))
+    assert settings["api_url"] == f"{str(browser.base_url).rstrip('/')}/api"
+    assert settings["default_ui"] == "v1"
     for entry in read_deployments():
         found = answer(browser.get(f"/api/deployments/name/{entry['name']}/{entry['name']}"))
         there = sorted((one["slug"], one["schedule"]["cron"], one["active"]) for one in found["schedules"])

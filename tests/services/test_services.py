@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import date, timedelta
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final
 
 import httpx
 import pytest
@@ -190,18 +190,52 @@ def test_a_server_that_restarts_under_a_run_does_not_end_it(server: PrefectServe
     assert (report.files, report.problems) == (50, ())
 
 
+def deploy(variables: dict[str, str], said: IO[bytes], *more: str) -> None:
+    """As docs/server.md says."""
+    for command in (
+        ["work-pool", "create", "heatpipe", "--type", "process", "--overwrite"],
+        ["--no-prompt", "deploy", "--all", *more],
+    ):
+        prefect = [sys.executable, "-m", "prefect", *command]
+        subprocess.run(prefect, env=variables, cwd=PROJECT, check=True, stdout=said, stderr=said)
+
+
+def test_a_schedule_switched_on_in_a_copy_of_the_file_runs(server: PrefectServer, tmp_path: Path) -> None:
+    shipped = (PROJECT / "prefect.yaml").read_text()
+    copy, log = tmp_path / "prefect.yaml", tmp_path / "log"
+    hourly = 'cron: "5 * * * *"\n        timezone: UTC\n        active: false'
+    assert shipped.count(hourly) == 1  # ETH's
+    copy.write_text(shipped.replace(hourly, "interval: 15\n        active: true"))
+    budget = ("schedule", 1200, 60)
+    with run_upstream(*budget) as (url, ledger), log.open("wb") as said:
+        variables = environment(server, url, *budget) | {"HEATPIPE_DATA": str(tmp_path / "data")}
+        first = [sys.executable, "-m", "heatpipe", "backfill", "--coin", "ETH", "--coin", "BTC", "--last", "2h"]
+        subprocess.run(first, env=variables, check=True, stdout=said, stderr=said)
+        deploy(variables, said, "--prefect-file", str(copy))
+        asked_before = len(ledger.options.ledger)
+        worker = start_group([sys.executable, "-m", "flows.worker"], variables, said)
+        try:
+            with httpx.Client(base_url=server.url, trust_env=False, timeout=30) as api:
+                wanted = {
+                    "deployments": {"name": {"any_": ["update"]}},
+                    "flow_runs": {"state": {"type": {"any_": ["COMPLETED", "FAILED", "CRASHED"]}}},
+                }
+                wait_until(lambda: bool(api.post("/flow_runs/filter", json=wanted).json()), "a run has ended", 150)
+                [run, *_] = api.post("/flow_runs/filter", json=wanted).json()
+        finally:
+            kill_group(worker)
+    assert run["state"]["type"] == "COMPLETED", log.read_text()[-3000:]
+    assert (run["parameters"], run["created_by"]["display_value"]) == ({"coins": ["ETH"]}, "eth")
+    assert {entry.params["coin"] for entry in ledger.options.ledger[asked_before:]} <= {"ETH"}
+
+
 def test_a_worker_that_is_stopped_lets_its_runs_write_what_they_have(server: PrefectServer, tmp_path: Path) -> None:
     root, log = tmp_path / "data", tmp_path / "log"
     budget = ("worker", 1200, 60)
     with run_upstream(*budget) as (url, ledger), log.open("wb") as said:
         variables = environment(server, url, *budget)
         variables["HEATPIPE_DATA"] = str(root)
-        for command in (
-            ["work-pool", "create", "heatpipe", "--type", "process", "--overwrite"],
-            ["--no-prompt", "deploy", "--all"],
-        ):
-            prefect = [sys.executable, "-m", "prefect", *command]
-            subprocess.run(prefect, env=variables, cwd=PROJECT, check=True, stdout=said, stderr=said)
+        deploy(variables, said)
         worker = start_group([sys.executable, "-m", "flows.worker"], variables, said)
         try:
             with httpx.Client(base_url=server.url, trust_env=False, timeout=30) as api:

@@ -5,14 +5,16 @@ import os
 import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
+import httpx
 import polars as pl
 import pytest
 from playwright.sync_api import Page, expect
 
 import heatpipe
 from tests.flows.conftest import until
-from tests.flows.test_ui import children
+from tests.flows.test_ui import answer, children, scheduled
 from tests.ui.rig import Form, Run, Ui
 
 
@@ -145,9 +147,29 @@ def is_held(lock: Path) -> bool:
     return False
 
 
-def test_the_schedules_are_there_and_switched_off(page: Page, ui: Ui) -> None:
-    page.goto(f"{ui.address}/deployments")
+def test_a_schedule_is_switched_on_and_makes_runs_of_its_coins(page: Page, ui: Ui) -> None:
+    """On the page that opens by itself: the other one, Prefect's second, would forget the coins."""
+    page.goto(ui.address)
+    page.get_by_text("Deployments", exact=True).click()
     page.get_by_role("link", name="update", exact=True).first.click()
     switches = page.get_by_role("switch")  # the first is that of all of them together
     expect(switches).to_have_count(6)
     assert [switch.is_checked() for switch in switches.all()] == [True, *[False] * 5]
+    with httpx.Client(base_url=ui.address, trust_env=False) as browser:
+        shipped = schedules_of(browser, "update")
+        switches.last.click()
+        switched = until(lambda: [one for one in schedules_of(browser, "update") if one["active"]], "one is on")
+        assert [one["parameters"] for one in switched] == [
+            one["parameters"] for one in shipped if one["slug"] == switched[0]["slug"]
+        ]
+        runs = until(lambda: scheduled(browser, "update"), "the server makes its runs")
+        assert {tuple(run["parameters"]["coins"]) for run in runs} == {tuple(switched[0]["parameters"]["coins"])}
+        page.reload()
+        expect(switches).to_have_count(6)
+        [on] = [switch for switch in switches.all()[1:] if switch.is_checked()]
+        on.click()
+        until(lambda: not scheduled(browser, "update"), "they are gone")
+
+
+def schedules_of(browser: httpx.Client, name: str) -> list[dict[str, Any]]:
+    return list(answer(browser.get(f"/api/deployments/name/{name}/{name}"))["schedules"])
