@@ -222,6 +222,8 @@ def test_a_schedule_switched_on_in_a_copy_of_the_file_runs(server: PrefectServer
                 }
                 wait_until(lambda: bool(api.post("/flow_runs/filter", json=wanted).json()), "a run has ended", 150)
                 [run, *_] = api.post("/flow_runs/filter", json=wanted).json()
+            worker.send_signal(signal.SIGTERM)
+            wait_until(lambda: worker.poll() is not None, "the worker ends", 30)
         finally:
             kill_group(worker)
     assert run["state"]["type"] == "COMPLETED", log.read_text()[-3000:]
