@@ -91,8 +91,11 @@ def test_the_snippets_of_the_readme_run(checkout: tuple[Path, dict[str, str]], n
 
 
 def test_the_files_that_the_readme_names_are_there() -> None:
-    for path in re.findall(r"\]\(((?!https?:)[^)]+)\)", README):
+    for path, section in re.findall(r"\]\(((?!https?:)[^)#]+)#?([^)]*)\)", README):
         assert (REPOSITORY / path).exists(), path
+        if section:
+            titles = re.findall(r"^#+ (.+)$", (REPOSITORY / path).read_text(), re.MULTILINE)
+            assert section in [title.lower().replace(" ", "-") for title in titles], section
 
 
 def test_the_readme_says_what_the_flags_do() -> None:
