@@ -84,6 +84,22 @@ def test_every_variable_is_one_that_somebody_reads(compose: dict[str, Any]) -> N
     assert named - ours - {"POSTGRES_HOST_AUTH_METHOD"} <= prefect_variables()
 
 
+def test_the_units_write_into_their_own_folder() -> None:
+    """All else is read-only to them; Prefect's server would write its page into the checkout."""
+    for name in ("server", "worker"):
+        variables = read_variables(CONFIGS / "systemd" / f"{name}.env")
+        written = [value for value in variables.values() if value.startswith("/")]
+        assert written
+        assert all(value.startswith("/var/lib/heatpipe/") for value in written)
+        assert "StateDirectory=heatpipe\n" in (CONFIGS / "systemd" / f"heatpipe-{name}.service").read_text()
+    assert "PREFECT_SERVER_UI_STATIC_DIRECTORY" in read_variables(CONFIGS / "systemd" / "server.env")
+
+
+def test_nobody_is_led_to_the_page_that_forgets_the_coins_of_a_schedule(compose: dict[str, Any]) -> None:
+    assert read_variables(CONFIGS / "systemd" / "server.env")["PREFECT_SERVER_UI_V2_ENABLED"] == "false"
+    assert compose["services"]["server"]["environment"]["PREFECT_SERVER_UI_V2_ENABLED"] == "false"
+
+
 def test_the_worker_gives_the_signs_of_life_that_the_automation_waits_for(compose: dict[str, Any]) -> None:
     automation = AutomationCore.model_validate(yaml.safe_load((CONFIGS / "crashed.yaml").read_text()))
     beats = [
