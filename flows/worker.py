@@ -15,7 +15,12 @@ from typing import Final
 
 from heatpipe import cli
 
-COMMAND: Final = ("prefect", "worker", "start", "--pool", "heatpipe", "--type", "process")
+FLOWS_AT_ONCE: Final = 5
+"""As many as `flows.serve` runs. After a day without a worker all that was scheduled meanwhile would start at once."""
+COMMAND: Final = (
+    *("prefect", "worker", "start", "--pool", "heatpipe", "--type", "process"),
+    *("--limit", str(FLOWS_AT_ONCE)),
+)
 FLOWS_LEAVE_S: Final = 20.0
 """A run writes what has arrived within a second or two; a slow disk may take longer."""
 WORKER_LEAVES_S: Final = 10.0
@@ -33,11 +38,13 @@ def find_flows(worker: "subprocess.Popen[bytes]") -> list[int]:
 
 def end_flows(worker: "subprocess.Popen[bytes]") -> None:
     """Tell the flow runs under way to end, and wait until they have."""
-    for pid in find_flows(worker):
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGTERM)
+    told: set[int] = set()
     deadline = time.monotonic() + FLOWS_LEAVE_S
-    while find_flows(worker) and time.monotonic() < deadline:
+    while (found := set(find_flows(worker))) and time.monotonic() < deadline:
+        for pid in found - told:  # the worker may start one more meanwhile
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+        told |= found
         time.sleep(POLL_S)
 
 

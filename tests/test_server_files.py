@@ -95,7 +95,7 @@ def test_the_units_write_into_their_own_folder() -> None:
     assert "PREFECT_SERVER_UI_STATIC_DIRECTORY" in read_variables(CONFIGS / "systemd" / "server.env")
 
 
-def test_nobody_is_led_to_the_page_that_forgets_the_coins_of_a_schedule(compose: dict[str, Any]) -> None:
+def test_the_page_that_forgets_the_coins_of_a_schedule_is_not_the_first_one_shown(compose: dict[str, Any]) -> None:
     assert read_variables(CONFIGS / "systemd" / "server.env")["PREFECT_SERVER_UI_V2_ENABLED"] == "false"
     assert compose["services"]["server"]["environment"]["PREFECT_SERVER_UI_V2_ENABLED"] == "false"
 

@@ -64,8 +64,6 @@ def test_one_command_brings_everything_up_and_ctrl_c_takes_it_down(connected: Se
                 process.send_signal(signal.SIGINT)
                 assert process.wait(30) == INTERRUPTED, log.read_text()[-2000:]
                 assert time.monotonic() - ended_at < 25  # 7 where nothing else runs
-    complaints = [line for line in (tmp_path / "home" / "ui-server.log").read_text().splitlines() if "| ERROR" in line]
-    assert complaints == []
     assert len(started) == 3
     assert not {pid for pid in started if alive(pid)}
     assert list((tmp_path / "checkout" / "data" / "ui" / "_tmp").iterdir()) == []

@@ -222,10 +222,10 @@ def test_a_schedule_switched_on_in_a_copy_of_the_file_runs(server: PrefectServer
                 }
                 wait_until(lambda: bool(api.post("/flow_runs/filter", json=wanted).json()), "a run has ended", 150)
                 [run, *_] = api.post("/flow_runs/filter", json=wanted).json()
-            worker.send_signal(signal.SIGTERM)
-            wait_until(lambda: worker.poll() is not None, "the worker ends", 30)
         finally:
-            kill_group(worker)
+            worker.send_signal(signal.SIGTERM)  # which ends Prefect's own, too
+            wait_until(lambda: worker.poll() is not None, "the worker ends", 45)
+            deploy(variables, said)  # with the schedule off again
     assert run["state"]["type"] == "COMPLETED", log.read_text()[-3000:]
     assert (run["parameters"], run["created_by"]["display_value"]) == ({"coins": ["ETH"]}, "eth")
     assert {entry.params["coin"] for entry in ledger.options.ledger[asked_before:]} <= {"ETH"}
@@ -246,7 +246,7 @@ def test_a_worker_that_is_stopped_lets_its_runs_write_what_they_have(server: Pre
                 run = api.post(f"/deployments/{deployment}/create_flow_run", json={"parameters": wanted}).json()["id"]
                 wait_until(lambda: len(ledger.moments) > 20, "the run begins", 120)
                 worker.send_signal(signal.SIGTERM)  # to it alone, as systemd does
-                wait_until(lambda: worker.poll() is not None, "the worker ends", 30)
+                wait_until(lambda: worker.poll() is not None, "the worker ends", 45)
                 state = api.get(f"/flow_runs/{run}").json()["state"]
         finally:
             kill_group(worker)
