@@ -10,7 +10,7 @@ import yaml  # type: ignore[import-untyped]  # Prefect brings it; it ships no ty
 from prefect.events.schemas.automations import AutomationCore
 from prefect.settings import Settings
 
-from flows.worker import COMMAND
+from flows.worker import COMMAND, FLOWS_AT_ONCE
 
 HOUSE = Path(__file__).parent.parent
 CONFIGS = HOUSE / "configs"
@@ -109,6 +109,12 @@ def test_the_worker_gives_the_signs_of_life_that_the_automation_waits_for(compos
     assert beats == ["30", "30"]
     assert automation.enabled
     assert automation.trigger.model_dump()["within"].total_seconds() == 3 * 30
+
+
+def test_the_worker_starts_no_more_flows_at_once_than_the_docs_say() -> None:
+    assert COMMAND[-2:] == ("--limit", str(FLOWS_AT_ONCE))
+    assert FLOWS_AT_ONCE == 5
+    assert "The worker runs five flows at once." in (HOUSE / "docs" / "server.md").read_text()
 
 
 def test_the_pool_is_the_one_of_the_deployments(compose: dict[str, Any]) -> None:

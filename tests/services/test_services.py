@@ -223,8 +223,11 @@ def test_a_schedule_switched_on_in_a_copy_of_the_file_runs(server: PrefectServer
                 wait_until(lambda: bool(api.post("/flow_runs/filter", json=wanted).json()), "a run has ended", 150)
                 [run, *_] = api.post("/flow_runs/filter", json=wanted).json()
         finally:
-            worker.send_signal(signal.SIGTERM)  # which ends Prefect's own, too
-            wait_until(lambda: worker.poll() is not None, "the worker ends", 45)
+            worker.send_signal(signal.SIGTERM)  # it ends Prefect's own, which a kill would leave
+            try:
+                wait_until(lambda: worker.poll() is not None, "the worker ends", 45)
+            finally:
+                kill_group(worker)
             deploy(variables, said)  # with the schedule off again
     assert run["state"]["type"] == "COMPLETED", log.read_text()[-3000:]
     assert (run["parameters"], run["created_by"]["display_value"]) == ({"coins": ["ETH"]}, "eth")
