@@ -3,10 +3,13 @@
 Times are Unix seconds, UTC, unless a name says otherwise; spans are half-open.
 """
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from difflib import get_close_matches
+from itertools import chain
+from operator import itemgetter
 from typing import Final, Literal, NamedTuple, Self, get_args
 
 import numpy as np
@@ -131,6 +134,10 @@ def days_of(span: Span) -> range:
     return range(span.start // DAY_S, -(-span.end // DAY_S))
 
 
+_START: Final = itemgetter(0)
+_END: Final = itemgetter(1)
+
+
 @dataclass(frozen=True, slots=True)
 class Spans:
     """A set of instants as spans: sorted, disjoint, merged, none empty. Supports ``|``, ``-``, ``&``."""
@@ -150,6 +157,11 @@ class Spans:
             else:
                 merged.append(Span(start, end))
         return cls(tuple(merged))
+
+    @classmethod
+    def union(cls, many: "Iterable[Spans]") -> Self:
+        """Join many sets at once: a loop over ``|`` would sort the whole for each of them."""
+        return cls.of(chain.from_iterable(many))
 
     @classmethod
     def of_intervals(cls, starts: NDArray[np.int64], interval_s: int) -> Self:
@@ -185,30 +197,51 @@ class Spans:
     def __sub__(self, other: "Spans") -> "Spans":
         if not (self.spans and other.spans):
             return self
-        left: list[Span] = []
-        cuts = list(other.spans)
-        first = 0  # cuts before this one end before the span at hand starts
-        for start, end in self.spans:
-            at = start
-            while first < len(cuts) and cuts[first].end <= start:
-                first += 1
-            for cut in cuts[first:]:
-                if cut.start >= end:
+        touched = self._meeting(other.hull)
+        cuts = other.spans[other._meeting(self.hull)]
+        left = list(self.spans[: touched.start])
+        at = 0  # cuts before this one end before the span at hand does
+        for start, end in self.spans[touched]:
+            while at < len(cuts) and cuts[at].start < end:
+                cut = cuts[at]
+                if cut.start > start:
+                    left.append(Span(start, cut.start))
+                start = max(start, cut.end)
+                if cut.end > end:
                     break
-                if cut.start > at:
-                    left.append(Span(at, cut.start))
-                at = max(at, cut.end)
-            if at < end:
-                left.append(Span(at, end))
-        return Spans(tuple(left))
+                at += 1
+            if start < end:
+                left.append(Span(start, end))
+        return Spans((*left, *self.spans[touched.stop :]))
 
     def __and__(self, other: "Spans") -> "Spans":
-        return self - (self - other)
+        if not (self.spans and other.spans):
+            return Spans()
+        mine, others = self.within(other.hull), other.within(self.hull)
+        return mine - (mine - others)
 
     def within(self, span: Span) -> "Spans":
         """Return the part that lies in one span."""
-        clipped = (own.clip(span) for own in self.spans)
-        return Spans(tuple(part for part in clipped if part.seconds > 0))
+        if span.seconds <= 0:
+            return Spans()
+        parts = list(self.spans[self._meeting(span)])
+        for end in (0, -1) if parts else ():
+            parts[end] = parts[end].clip(span)
+        return Spans(tuple(parts))
+
+    def _meeting(self, span: Span) -> slice:
+        """Find the spans that share an instant with one span that is not empty, by halves: the set may be large."""
+        first = bisect_right(self.spans, span.start, key=_END)
+        return slice(first, bisect_left(self.spans, span.end, first, key=_START))
+
+    def seconds_between(self, edges: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return (edges - 1,), the seconds of the set between each edge and the next; edges are (n,), ascending."""
+        bounds = np.array(self.spans, np.int64).reshape(-1, 2)
+        before = np.concatenate(([0], np.cumsum(bounds[:, 1] - bounds[:, 0])))  # the set's seconds up to each span
+        begun = np.searchsorted(bounds[:, 0], edges, side="right")
+        ends = np.concatenate((edges[:1], bounds[:, 1]))[begun]
+        spent: NDArray[np.int64] = np.diff(before[begun] - np.where(begun > 0, np.maximum(ends - edges, 0), 0))
+        return spent
 
     def __str__(self) -> str:
         return ", ".join(map(str, self.spans)) or "nothing"
@@ -348,6 +381,16 @@ class Coverage:
         pointed = Spans.of_intervals(np.unique(starts), interval_s)
         present = Spans.of_intervals(np.unique(starts[snapshots.levels > 0]), interval_s)
         return cls(answered, answered - pointed, (pointed - present) & answered)
+
+    @classmethod
+    def union(cls, many: "Iterable[Coverage]") -> Self:
+        """Join many at once: a loop over ``|`` would sort the whole for each of them."""
+        parts = list(many)
+        return cls(
+            Spans.union(part.covered for part in parts),
+            Spans.union(part.absent for part in parts),
+            Spans.union(part.empty for part in parts),
+        )
 
     @property
     def present(self) -> Spans:

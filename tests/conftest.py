@@ -4,11 +4,13 @@ import json
 import socket
 import socketserver
 import struct
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any, Final
 from urllib.parse import parse_qs, urlsplit
 
@@ -16,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+import heatpipe
 from heatpipe.config import Secret, Settings
 from heatpipe.model import Series, Span
 from heatpipe.sandbox import Market, Options, Tier, serve
@@ -50,6 +53,30 @@ class Clock:
             raise OverflowError("timestamp too large to convert to C PyTime_t")  # as time.sleep does
         self.slept.append(seconds)
         self.now_s += seconds
+
+
+# --- work, counted ------------------------------------------------------------------------------------------------
+
+
+HEATPIPE: Final = str(Path(heatpipe.__file__).parent)
+
+
+def count_lines(call: Callable[[], object]) -> int:
+    """Count the lines of heatpipe that a call executes in this thread: work that does not depend on the machine."""
+    lines = 0
+
+    def trace(frame: FrameType, event: str, _argument: object) -> Any:
+        nonlocal lines
+        lines += event == "line"
+        return trace if frame.f_code.co_filename.startswith(HEATPIPE) else None
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        call()
+    finally:
+        sys.settrace(before)
+    return lines
 
 
 # --- the sandbox --------------------------------------------------------------------------------------------------

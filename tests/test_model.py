@@ -1,6 +1,6 @@
 """The words: sets of time against sets of integers, and values that cannot be wrong."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import pairwise
 
 import numpy as np
@@ -22,6 +22,7 @@ from heatpipe.model import (
     days_of,
     show_time,
 )
+from tests.conftest import count_lines
 
 BTC = Series("BTC")
 
@@ -138,6 +139,41 @@ def test_spans_within_a_span_are_their_common_part(ones: list[tuple[int, int]], 
     found = Spans.of(ones).within(Span(start, end))
     assert seconds_in(found) == seconds_in(ones) & set(range(start, end))
     assert is_normal(found)
+
+
+@given(st.lists(pairs, max_size=5))
+def test_many_sets_join_at_once_as_one_by_one(many: list[list[tuple[int, int]]]) -> None:
+    found = Spans.union(map(Spans.of, many))
+    assert seconds_in(found) == {second for ones in many for second in seconds_in(ones)}
+    assert is_normal(found)
+
+
+@given(pairs, st.lists(instants, min_size=1, max_size=6).map(sorted))
+def test_the_seconds_between_edges_are_those_within_each_pair(ones: list[tuple[int, int]], edges: list[int]) -> None:
+    found = Spans.of(ones).seconds_between(np.array(edges, np.int64)).tolist()
+    assert found == [len(seconds_in(ones) & set(range(*bin_))) for bin_ in pairwise(edges)]
+
+
+OPERATIONS: dict[str, Callable[[Spans, Spans], object]] = {
+    "|": lambda one, other: one | other,
+    "-": lambda one, other: one - other,
+    "&": lambda one, other: one & other,
+    "union": lambda one, other: Spans.union([one, other] * 3),
+    "within, cut by cut": lambda one, _: [one.within(Span(at, at + 40)) for at in range(0, one.hull.end, 40)],
+    "without one after the other": lambda one, _: [one - Spans((span,)) for span in one.spans[::10]],
+}
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_twice_as_many_spans_are_twice_the_work(name: str) -> None:
+    def work(size: int) -> Callable[[], object]:
+        one, other = (
+            Spans.of((at, at + 2) for at in range(0, 4 * size, 4)),
+            Spans.of((at, at + 4) for at in range(1, 4 * size, 6)),
+        )
+        return lambda: OPERATIONS[name](one, other)
+
+    assert count_lines(work(800)) < 2.5 * count_lines(work(400))
 
 
 @given(st.sets(instants), st.sampled_from([1, 60, 3600]))
@@ -264,5 +300,7 @@ def test_coverage_joins_cuts_and_clips_all_its_parts() -> None:
     joined = one | other
     assert joined == Coverage(Spans.of([(0, 240)]), Spans.of([(0, 60), (180, 240)]), Spans.of([(60, 120)]))
     assert joined.present == Spans.of([(120, 180)])
+    assert Coverage.union([one, other]) == joined
+    assert Coverage.union([]) == Coverage()
     assert joined.within(Span(0, 180)) == one
     assert joined - Spans.of([(0, 180)]) == other
