@@ -5,8 +5,6 @@ synced, renamed into place, and its folder synced: after a crash a day is the ol
 """
 
 import contextlib
-import errno
-import fcntl
 import json
 import logging
 import os
@@ -22,6 +20,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from heatpipe import layout
+from heatpipe.disk import (
+    check_way,
+    file_errors,
+    keep_aside,
+    make_folders,
+    reason,
+    same_bytes,
+    sync_folder,
+    try_lock,
+    write_synced,
+)
 from heatpipe.errors import ConfigError, DamagedError, DatasetError, LockedError
 from heatpipe.layout import Day, Footer
 from heatpipe.model import DAY_S, Coverage, Series, Span, Spans, days_of
@@ -30,6 +39,8 @@ from heatpipe.plan import Slab, slab_days
 TMP: Final = "_tmp"
 LOCKS: Final = "_locks"
 QUARANTINE: Final = "_quarantine"
+ASIDE: Final = ".parquet.old"
+"""End of the name of a day's file in the quarantine: no pattern for Parquet files finds it there."""
 
 RECORD_NAME: Final = re.compile(r"([0-9]+)-([0-9]+)\.(body|json)")
 LOCK_POLL_S: Final = 0.2
@@ -188,7 +199,7 @@ class Store:
         except FileNotFoundError:
             return []
         except OSError as exc:
-            raise DatasetError(f"{path} cannot be read: {_reason(exc)}", str(path)) from exc
+            raise DatasetError(f"{path} cannot be read: {reason(exc)}", str(path)) from exc
 
     def read_file(self, path: PurePosixPath) -> bytes | None:
         """Return the bytes of a file, opened once; None where there is none.
@@ -219,12 +230,12 @@ class Store:
         """Write a file whole: under another name first, so that none is ever seen, or left behind, in part."""
         parts = path.relative_to(self.root).parts
         temporary = self._scratch(layout.slab_name(slab)) / "-".join(parts[-2:])
-        with _file_errors(path):
-            _make_folders(temporary.parent)
-            _write_synced(temporary, data)
-            _make_folders(path.parent)
+        with file_errors(path):
+            make_folders(temporary.parent)
+            write_synced(temporary, data)
+            make_folders(path.parent)
             temporary.replace(path)
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
 
     def free_bytes(self) -> int:
         """Free space where the root is, or will be."""
@@ -251,21 +262,9 @@ class Store:
         """
         name = layout.slab_name(slab)
         with self._hold(name, str(slab), wait):
-            self._check_way(self._scratch(name))
-            self._check_way(self.root / layout.series_path(slab.series))
+            check_way(self._scratch(name), self.root)
+            check_way(self.root / layout.series_path(slab.series), self.root)
             yield
-
-    def _check_way(self, folder: Path) -> None:
-        """Raise a DatasetError if a folder cannot be made or written to: better now than when a day is paid for."""
-        while not folder.exists() and folder != self.root:
-            folder = folder.parent
-        with _file_errors(folder):
-            if not folder.is_dir():
-                raise NotADirectoryError(errno.ENOTDIR, "", str(folder))
-            if not os.access(folder, os.W_OK | os.X_OK):
-                read_only = os.statvfs(folder).f_flag & os.ST_RDONLY
-                number = errno.EROFS if read_only else errno.EACCES
-                raise OSError(number, os.strerror(number), str(folder))
 
     def sweep(self) -> None:
         """Remove what processes that were killed left below ``_tmp/``; not what others still work on."""
@@ -277,12 +276,12 @@ class Store:
     @contextlib.contextmanager
     def _hold(self, name: str, what: str, wait: Callable[[float], None] | None) -> Iterator[None]:
         path = self.root / LOCKS / f"{name}.lock"
-        with _file_errors(path):
-            _make_folders(path.parent)
+        with file_errors(path):
+            make_folders(path.parent)
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             told = False
-            while not _try_lock(descriptor):
+            while not try_lock(descriptor):
                 holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "another process"
                 held = f"{what} is being worked on by {holder}"
                 if wait is None:
@@ -291,7 +290,7 @@ class Store:
                     LOG.warning("waiting: %s", held)
                 told = True
                 wait(LOCK_POLL_S)
-            with _file_errors(path):
+            with file_errors(path):
                 os.ftruncate(descriptor, 0)
                 os.pwrite(descriptor, f"process {os.getpid()} on {os.uname().nodename}\n".encode(), 0)
             if self._scratch(name).exists():  # of one that was killed, perhaps before it could sync a folder
@@ -330,7 +329,7 @@ class Store:
         if body is not None:
             self._replace(path.with_suffix(".body"), body, slab)
         else:  # what an earlier run got is no answer to this one's request
-            with _file_errors(path):
+            with file_errors(path):
                 path.with_suffix(".body").unlink(missing_ok=True)
 
     def quarantined(self, series: Series) -> Spans:
@@ -343,18 +342,23 @@ class Store:
             if record.clip(span).seconds <= 0 or record in keep:
                 continue
             if not Spans.of([record]) - self.covered(series, days_of(record)):
-                with _file_errors(path):
+                with file_errors(path):
                     path.unlink(missing_ok=True)
 
     def set_aside(self, slab: Slab, day: int) -> None:
-        """Keep a copy of a file that is about to be replaced, beside earlier ones. The caller holds the slab's lock."""
+        """Keep a file that is about to be replaced, beside earlier ones. The caller holds the slab's lock."""
         path = self._path(slab.series, day)
-        with _file_errors(path):
-            data = path.read_bytes()
-        folder, name = self._quarantine_folder(slab.series), layout.day_date(day)
-        copies = (folder / (f"{name}-{number}.parquet" if number > 1 else f"{name}.parquet") for number in count(1))
-        copy = next(copy for copy in copies if self._read_bytes(copy) in (None, data))
-        self._replace(copy, data, slab)
+        folder, date = self._quarantine_folder(slab.series), layout.day_date(day)
+        names = (f"{date}{f'-{number}' if number > 1 else ''}{ASIDE}" for number in count(1))
+        temporary = self._scratch(layout.slab_name(slab)) / f"{folder.name}-{date}{ASIDE}"
+        with file_errors(path):
+            copy = next(
+                copy for copy in map(folder.joinpath, names) if not os.path.lexists(copy) or same_bytes(copy, path)
+            )
+            if not os.path.lexists(copy):
+                make_folders(folder)
+                make_folders(temporary.parent)
+                keep_aside(path, copy, temporary)
 
     def _records(self, series: Series) -> Iterator[tuple[Path, Span]]:
         """Yield the files of each record, the answer before what is said of it, and the span in their name."""
@@ -403,53 +407,8 @@ def decode_file(data: bytes, path: str) -> tuple[pa.Table, Footer]:
     try:
         table = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True).read(use_threads=False)
     except (OSError, ValueError, pa.ArrowException) as exc:  # a name that is no text is a UnicodeDecodeError
-        raise DamagedError(f"{path} cannot be read: {_reason(exc)}", path) from exc
+        raise DamagedError(f"{path} cannot be read: {reason(exc)}", path) from exc
     return table, layout.decode_footer(table.schema.metadata, path)
-
-
-def _write_synced(path: Path, data: bytes | bytearray) -> None:
-    try:
-        with path.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-    except BaseException:
-        path.unlink(missing_ok=True)  # on a full disk, half of one day must not take the room of another
-        raise
-
-
-def _make_folders(folder: Path) -> None:
-    """Make a folder and those above it, each synced into its parent: a crash must not lose the way to a file."""
-    if folder.is_dir():
-        return
-    _make_folders(folder.parent)
-    folder.mkdir(exist_ok=True)
-    _sync_folder(folder.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _try_lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-@contextlib.contextmanager
-def _file_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as exc:
-        reason = "it is not a folder" if isinstance(exc, FileExistsError | NotADirectoryError) else _reason(exc)
-        raise DatasetError(f"cannot write {exc.filename2 or exc.filename or path}: {reason}", str(path)) from exc
 
 
 def _is_file(path: Path) -> bool:
@@ -469,12 +428,7 @@ def _is_file(path: Path) -> bool:
 def _unreadable(path: Path, exc: Exception) -> DatasetError:
     """Tell a file that cannot be read now, by what the system said, from one that is no sound Parquet."""
     kind = DatasetError if isinstance(exc, OSError) and exc.errno else DamagedError
-    return kind(f"{path} cannot be read: {_reason(exc)}", str(path))
-
-
-def _reason(exc: Exception) -> str:
-    text = getattr(exc, "strerror", None) or str(exc) or type(exc).__name__
-    return text.splitlines()[0]
+    return kind(f"{path} cannot be read: {reason(exc)}", str(path))
 
 
 def _kind(entry: os.DirEntry[str]) -> str:

@@ -26,6 +26,7 @@ ORDER = (
     "decode",
     "fetch",
     "layout",
+    "disk",
     "store",
     "compare",
     "slab",

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from heatpipe.disk import keep_aside, same_bytes
 from heatpipe.errors import DamagedError, DatasetError, LockedError
 from heatpipe.layout import Day
 from heatpipe.model import Coverage, Series, Snapshots, Span, Spans
@@ -399,6 +401,60 @@ def test_what_a_killed_process_had_not_synced_is_synced(store: Store, monkeypatc
 def test_a_root_that_is_not_there_needs_no_sweeping(store: Store) -> None:
     store.sweep()
     assert not store.root.exists()
+
+
+# --- setting aside ------------------------------------------------------------------------------------------------
+
+
+ASIDE = "_quarantine/unit=coin/depth=1500/interval=MINUTE/coin=BTC/2026-03-31.parquet.old"
+
+
+def test_a_day_set_aside_is_what_it_was_whatever_replaces_it(store: Store) -> None:
+    store.write_day(make_day(60), SLAB)
+    before = (store.root / PLACE).read_bytes()
+    with store.lock(SLAB):
+        store.set_aside(SLAB, NUMBER)
+        store.set_aside(SLAB, NUMBER)  # killed before it was replaced, and run again
+        store.write_day(make_day(61), SLAB)
+        after = (store.root / PLACE).read_bytes()
+        store.set_aside(SLAB, NUMBER)
+    kept = {path: data for path, data in read_tree(store.root).items() if path.startswith("_quarantine")}
+    assert kept == {ASIDE: before, ASIDE.replace("31.", "31-2."): after}
+
+
+def test_no_pattern_for_parquet_files_finds_what_was_set_aside(store: Store) -> None:
+    """Else a glob over the root counts its rows twice."""
+    store.write_day(make_day(60), SLAB)
+    with store.lock(SLAB):
+        store.set_aside(SLAB, NUMBER)
+    assert [str(path.relative_to(store.root)) for path in store.root.rglob("*.parquet")] == [PLACE]
+
+
+def test_a_huge_file_with_holes_is_set_aside_without_being_copied(store: Store) -> None:
+    path = store.root / PLACE
+    path.parent.mkdir(parents=True)
+    with path.open("wb") as file:
+        file.truncate(3 << 30)
+    with store.lock(SLAB):
+        store.set_aside(SLAB, NUMBER)
+    assert (store.root / ASIDE).samefile(path)
+
+
+def test_where_there_are_no_links_a_copy_is_made_with_the_holes_that_the_file_has(tmp_path: Path) -> None:
+    elsewhere = Path("/dev/shm")
+    if not elsewhere.is_dir() or elsewhere.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("there is no second file system here")
+    with tempfile.TemporaryDirectory(dir=elsewhere) as folder:
+        path = Path(folder) / "day"
+        with path.open("wb") as file:
+            file.write(b"PAR1")
+            file.seek(100 << 20)
+            file.write(b"PAR1")
+            file.truncate(200 << 20)
+        keep_aside(path, tmp_path / "copy", tmp_path / "temporary")
+        assert same_bytes(tmp_path / "copy", path)
+    assert (tmp_path / "copy").stat().st_blocks * 512 < 8 << 20
+    assert [path.name for path in tmp_path.iterdir()] == ["copy"]
 
 
 # --- quarantine ---------------------------------------------------------------------------------------------------

@@ -242,9 +242,9 @@ def test_what_vanishes_in_several_runs_is_kept_of_each(bench: Bench) -> None:
         bench.clock.now_s += MINUTE
         assert counts(bench.update())["vanished"] == 1
     assert bench.quarantine() == {
-        "2026-03-31.parquet": copies[0],
-        "2026-03-31-2.parquet": copies[1],
-        "2026-03-31-3.parquet": copies[2],
+        "2026-03-31.parquet.old": copies[0],
+        "2026-03-31-2.parquet.old": copies[1],
+        "2026-03-31-3.parquet.old": copies[2],
     }
 
 
@@ -377,7 +377,7 @@ def test_a_first_day_that_is_damaged_is_fetched_again(bench: Bench) -> None:
     report = bench.update()
     assert report.failures == ()
     assert bench.known() == Spans.of([(YESTERDAY, CLOSED)])
-    assert bench.quarantine() == {"2026-03-30.parquet": b"PAR1"}
+    assert bench.quarantine() == {"2026-03-30.parquet.old": b"PAR1"}
 
 
 def test_a_damaged_day_in_the_lookback_is_set_aside_and_told(bench: Bench) -> None:

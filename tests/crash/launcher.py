@@ -20,7 +20,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Final, Self
 
-WRITERS: Final = ("heatpipe.store", "heatpipe.slab", "heatpipe.layout", "heatpipe.ingest", "shutil")
+WRITERS: Final = ("heatpipe.store", "heatpipe.disk", "heatpipe.slab", "heatpipe.layout", "heatpipe.ingest", "shutil")
 """Modules whose lines are counted: on their way to the disk, and back from a fault."""
 LIMIT_S: Final = 60
 """A run that takes longer is killed, which no test takes for the death that it ordered."""
@@ -84,10 +84,10 @@ class Operation:
     Parameters
     ----------
     kind : str
-        mkdir, create, truncate, write, fsync, rename, remove, rmdir or flock. A write is seen when its bytes are
+        mkdir, create, truncate, write, fsync, link, rename, remove, rmdir or flock. A write is seen when its bytes are
         wanted: before the file is synced or renamed.
     path : str
-        What it was done to; of a rename, the new name.
+        What it was done to; of a link or a rename, the new name.
     source : str
         The old name.
     content : bytes
@@ -209,6 +209,10 @@ def _renamed(source: Any, path: Any, from_folder: int, to_folder: int) -> list[O
     return [Operation("rename", _name(path, to_folder), _name(source, from_folder))]
 
 
+def _linked(source: Any, path: Any, from_folder: int, to_folder: int) -> list[Operation]:
+    return [Operation("link", _name(path, to_folder), _name(source, from_folder))]
+
+
 def _removed(path: Any, folder: int) -> list[Operation]:
     name = _name(path, folder)
     return [Operation("remove", name)] if Path(name).exists() else []
@@ -231,6 +235,7 @@ def _name_of(descriptor: int) -> str:
 _KINDS: Final[Mapping[str, Any]] = {
     "open": _opened,
     "os.mkdir": _made,
+    "os.link": _linked,
     "os.rename": _renamed,
     "os.remove": _removed,
     "os.rmdir": _folder_removed,

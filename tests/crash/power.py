@@ -70,6 +70,8 @@ class Disk:
             case "write":
                 size = len(operation.content)
                 self._file(path).contents += [operation.content[: size // 2], bytes(size), operation.content]
+            case "link":
+                self._name(path, self._file(PurePosixPath(operation.source)))
             case "rename":
                 self._name(path, self._file(PurePosixPath(operation.source)))
                 self._name(PurePosixPath(operation.source), None)

@@ -187,8 +187,8 @@ def test_a_death_while_a_record_goes_leaves_no_trace(
 @pytest.mark.parametrize(
     "order",
     [
-        pytest.param(Order(before="rename _quarantine/*.parquet"), id="before the copy"),
-        pytest.param(Order(after="rename _quarantine/*.parquet"), id="after the copy"),
+        pytest.param(Order(before="link _quarantine/*.old"), id="before it has a second name"),
+        pytest.param(Order(after="link _quarantine/*.old"), id="with two names"),
         pytest.param(Order(before=f"rename {EXTENDED}/*"), id="before it is replaced"),
         pytest.param(Order(after=f"rename {EXTENDED}/*"), id="after it was replaced"),
     ],
