@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from heatpipe.errors import ConfigError, DatasetError
 from heatpipe.frame import scan
-from heatpipe.model import Coverage, Series, Span, days_of, show_time
+from heatpipe.model import Series, Span, days_of, show_time
 from heatpipe.store import Store
 
 if TYPE_CHECKING:
@@ -109,12 +109,9 @@ def _price_edges(rows: pl.LazyFrame, nothing: str) -> NDArray[np.float64]:
 
 def _count_snapshots(store: Store, series: Series, time_edges: NDArray[np.int64]) -> NDArray[np.float64]:
     """Return (times,) how many intervals of each bin have a point: the divisor of its mean, 0 where none is known."""
-    coverage = Coverage()
-    for day in days_of(Span(int(time_edges[0]), int(time_edges[-1]))):
-        coverage |= store.coverage(series, day)
+    coverage = store.coverage_of(series, days_of(Span(int(time_edges[0]), int(time_edges[-1]))))
     known = coverage.covered - coverage.absent
-    bins = zip(time_edges[:-1].tolist(), time_edges[1:].tolist(), strict=True)
-    return np.array([known.within(Span(*span)).seconds / series.interval_s for span in bins])
+    return known.seconds_between(time_edges) / series.interval_s
 
 
 def _sum_volume(

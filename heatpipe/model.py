@@ -202,12 +202,15 @@ class Spans:
         left = list(self.spans[: touched.start])
         at = 0  # cuts before this one end before the span at hand does
         for start, end in self.spans[touched]:
-            while at < len(cuts) and cuts[at].start < end:
-                cut = cuts[at]
-                if cut.start > start:
-                    left.append(Span(start, cut.start))
-                start = max(start, cut.end)
-                if cut.end > end:
+            while at < len(cuts):
+                cut_start, cut_end = cuts[at]
+                if cut_start >= end:
+                    break
+                if cut_start > start:
+                    left.append(Span(start, cut_start))
+                if cut_end > start:
+                    start = cut_end
+                if cut_end > end:
                     break
                 at += 1
             if start < end:
@@ -217,8 +220,18 @@ class Spans:
     def __and__(self, other: "Spans") -> "Spans":
         if not (self.spans and other.spans):
             return Spans()
-        mine, others = self.within(other.hull), other.within(self.hull)
-        return mine - (mine - others)
+        mine, others = self.within(other.hull).spans, other.within(self.hull).spans
+        common: list[Span] = []
+        at = of = 0
+        while at < len(mine) and of < len(others):
+            part = mine[at].clip(others[of])
+            if part.end > part.start:
+                common.append(part)
+            if mine[at].end < others[of].end:
+                at += 1
+            else:
+                of += 1
+        return Spans(tuple(common))
 
     def within(self, span: Span) -> "Spans":
         """Return the part that lies in one span."""

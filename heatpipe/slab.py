@@ -78,10 +78,8 @@ class OpenSlab:
             Another process has the lock, and `wait` is None.
         """
         self._lock.enter_context(self._store.lock(self.slab, wait=wait))
-        covered = Spans()
-        for day in days_of(self._span):
-            self._coverage[day] = self._read_coverage(day)
-            covered |= self._coverage[day].covered
+        self._coverage = {day: self._read_coverage(day) for day in days_of(self._span)}
+        covered = Spans.union(coverage.covered for coverage in self._coverage.values())
         known = Spans() if self._refetch else covered
         plan = plan_slab(self.slab, self._span, known, self._lookback)
         self._holes = Spans.of([self._span]) - known
@@ -189,9 +187,7 @@ class OpenSlab:
     def _write_day(self, day: int) -> Report:
         """Merge what came for a day into what is on disk, and replace the file if that changes it."""
         parts = self._parts.get(day, [])
-        came = Coverage()
-        for part in parts:
-            came |= part.coverage
+        came = Coverage.union(part.coverage for part in parts)
         known = self._coverage[day].covered
         new, again = came.covered - known, came.covered & known & self._again
         old = self._read_old(day, came) if known and (new or again) else None

@@ -63,12 +63,11 @@ def tally(series: Series, span: Span, coverage: Coverage, failed: Spans, horizon
     """Count the intervals of a span; what is on disk counts as that, however old it is."""
     step = series.interval_s
     reach = horizon.reach(step)
-    left = Spans.of([span])
+    on_disk = coverage.within(span)
+    left = Spans.of([span]) - on_disk.covered
+    covered, empty, absent = (part.seconds // step for part in (on_disk.covered, on_disk.empty, on_disk.absent))
     counts: list[int] = []
     for part in (
-        coverage.present,
-        coverage.empty,
-        coverage.absent,
         Spans.of([(0, reach.start)]),  # beyond
         Spans.of([(reach.end, max(reach.end, span.end))]),  # open
         failed,
@@ -76,8 +75,9 @@ def tally(series: Series, span: Span, coverage: Coverage, failed: Spans, horizon
         found = left & part
         counts.append(found.seconds // step)
         left -= found
-    present, empty, absent, beyond, still_open, given_up = counts
-    return Tally(series, span, present, empty, absent, given_up, left.seconds // step, still_open, beyond)
+    beyond, still_open, given_up = counts
+    missing = left.seconds // step
+    return Tally(series, span, covered - empty - absent, empty, absent, given_up, missing, still_open, beyond)
 
 
 def take_stock(
@@ -118,8 +118,5 @@ def _stock(store: Store, target: Target, horizon: Horizon, last_s: int | None) -
     span = Span(-(-wanted.start // step) * step, wanted.end // step * step)
     if span.seconds < 0 or wanted.seconds < 0:
         raise ConfigError(f"the span {wanted} holds no whole interval of {series.interval}")
-    coverage = Coverage()
-    for day in store.days(series):
-        if day in days_of(span):
-            coverage |= store.coverage(series, day)
-    return tally(series, span, coverage.within(span), store.quarantined(series), horizon)
+    coverage = store.coverage_of(series, days_of(span))
+    return tally(series, span, coverage, store.quarantined(series), horizon)

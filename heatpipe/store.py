@@ -149,10 +149,14 @@ class Store:
             self._told.add(damage.path)
             LOG.warning("%s; it counts as not covered: a backfill sets it aside and fetches the day again", damage)
 
+    def coverage_of(self, series: Series, days: Iterable[int]) -> Coverage:
+        """Return the coverage of some days, joined."""
+        there = {day for day, _ in self._day_folders(series)}  # planning asks for every day that there could be
+        return Coverage.union(self.coverage(series, day) for day in sorted(there.intersection(days if there else ())))
+
     def covered(self, series: Series, days: Iterable[int]) -> Spans:
         """Return what is covered of some days."""
-        there = {day for day, _ in self._day_folders(series)}  # planning asks for every day that there could be
-        return Spans.of(span for day in days if day in there for span in self.coverage(series, day).covered)
+        return self.coverage_of(series, days).covered
 
     def read_day(self, series: Series, day: int) -> Day | None:
         """Return a whole day; None where there is no file.
