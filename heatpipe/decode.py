@@ -232,10 +232,13 @@ def _read_json(envelope: bytes, *, is_cut: bool) -> Any:
 
 
 def _check_envelope(document: Any, window: Window) -> bool:
-    """Hold the document against the question; return whether it has a series with flat_points."""
-    series = document.get("series") if isinstance(document, dict) else None
-    if not isinstance(series, list):
+    """Hold the document against the question; return whether it has a series with flat_points.
+
+    The vendor's JSON comes from protobuf, which leaves empty lists out, or writes null for them.
+    """
+    if not isinstance(document, dict) or not isinstance(document.get("series", ()), list | None):
         raise EnvelopeError(f"the answer has no list 'series', but {_show(document)}")
+    series = document["series"]
     if not series:
         return False
     if len(series) > 1:
@@ -244,7 +247,10 @@ def _check_envelope(document: Any, window: Window) -> bool:
     if not isinstance(only, dict):
         raise EnvelopeError(f"the series is not an object, but {_show(only)}")
     _check_id(only.get("id"), window)
-    if only.get("flat_points") != [_CUT]:  # else the cut was made elsewhere, or there was nothing to cut
+    flat, nested = only.get("flat_points"), only.get("points")
+    if flat is None and nested is None:
+        return False
+    if flat != [_CUT] or nested not in (None, []):  # else the cut was made elsewhere, or there was nothing to cut
         raise EnvelopeError(f"the series has no array 'flat_points' of numbers, but {_show(only)}")
     return True
 

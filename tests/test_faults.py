@@ -290,6 +290,9 @@ OMITTED = [
     pytest.param(Rule(faults.NO_LEVELS, covers=BAD), NOTHING, BAD_SPANS, id="an-interval-without-levels"),
     pytest.param(Rule(faults.EMPTY_SERIES), ALL, NOTHING, id="a-series-without-points"),
     pytest.param(Rule(faults.NO_SERIES), ALL, NOTHING, id="no-series"),
+    pytest.param(Rule(faults.NULL_SERIES), ALL, NOTHING, id="null-in-place-of-series"),
+    pytest.param(Rule(faults.NULL_POINTS), ALL, NOTHING, id="null-in-place-of-points"),
+    pytest.param(Rule(faults.NO_POINTS), ALL, NOTHING, id="points-left-out"),
 ]
 
 

@@ -31,6 +31,8 @@ DICE_HOLD_S: Final = 1
 """What a 429 by dice asks for."""
 DICE_WAIT_S: Final = 5.0
 """How long a hang or a drip by dice lasts."""
+NESTED_POINT: Final = '{"Point":{"timestamp":{"s":1774800000},"levels":[66210,0.07923]}}'
+"""One of the standard form's."""
 EARLIEST_US: Final = 10**14
 """Spans before this (March 1973) are not damaged: a volume, or a stamp in seconds, could pass for a time there."""
 CONTROL_TEXT: Final = "\x1b[31mred\x1b[0m \x1b]0;title\x07 \x9b2J \r\nsecond line \u202eright to left \u2028third"
@@ -133,14 +135,14 @@ class Document:
         """Write it down; without snapshots, without a series."""
         return self.write(self.snapshots) if self.snapshots else b'{"series":[]}'
 
-    def write(self, snapshots: Sequence[str], **identity: str) -> bytes:
-        """Write other snapshots, or another ``id``, into its form."""
-        return b'{"series":[' + self.series(snapshots, **identity) + b"]}"
+    def write(self, snapshots: Sequence[str], form: str = "", **identity: str) -> bytes:
+        """Write other snapshots, or another ``id``, into its form or another one."""
+        return b'{"series":[' + self.series(snapshots, form, **identity) + b"]}"
 
-    def series(self, snapshots: Sequence[str], **identity: str) -> bytes:
+    def series(self, snapshots: Sequence[str], form: str = "", **identity: str) -> bytes:
         """Write one series."""
         written = orjson.dumps({**self.identity, **identity}).decode()
-        return f'{{"id":{written},"{self.form}":[{",".join(snapshots)}]}}'.encode()
+        return f'{{"id":{written},"{form or self.form}":[{",".join(snapshots)}]}}'.encode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,9 +252,7 @@ def _can_be_told(document: Document) -> bool:
 JSON_CUT = Damage("json cut", lambda document, place: place.cut(document.text()))
 OTHER_ENVELOPE = Damage("other envelope", lambda *_: b'{"data":[],"status":"ok"}')
 HTML = Damage("html under 200", lambda *_: b"<html><body>Down for maintenance</body></html>")
-NO_POINTS = Damage(
-    "no flat_points", lambda document, _: b'{"series":[{"id":' + orjson.dumps(dict(document.identity)) + b"}]}"
-)
+NOT_FLATTENED = Damage("not flattened", lambda document, _: document.write([NESTED_POINT], form="points"))
 TWO_SERIES = Damage("two series", _two_series)
 OTHER_COIN = Damage("other coin", lambda document, _: _not_the_asked(document, "coin", "ETH", "BTC"))
 OTHER_INTERVAL = Damage("other interval", lambda document, _: _not_the_asked(document, "interval", "HOUR", "MINUTE"))
@@ -417,6 +417,11 @@ LEFT_OUT = Damage("left out", _left_out)
 NO_LEVELS = _in_one("no levels", _without_levels)
 EMPTY_SERIES = Damage("empty series", lambda document, _: document.write([]))
 NO_SERIES = Damage("no series", lambda *_: b'{"series":[]}')
+NULL_SERIES = Damage("null series", lambda *_: b'{"series":null}')
+NULL_POINTS = Damage("null points", lambda document, _: document.write([]).replace(b'":[]}]', b'":null}]'))
+NO_POINTS = Damage(
+    "no flat_points", lambda document, _: b'{"series":[{"id":' + orjson.dumps(dict(document.identity)) + b"}]}"
+)
 
 
 # --- by kind ------------------------------------------------------------------------------------------------------
@@ -439,7 +444,15 @@ PASSING: Final[tuple[Fault, ...]] = (
 """Asked again, the request may be answered."""
 LEGAL: Final[tuple[Damage, ...]] = (REPEATED, OUT_OF_ORDER, ONE_AT_THE_END)
 """Other ways to say the same."""
-OMISSIONS: Final[tuple[Damage, ...]] = (LEFT_OUT, NO_LEVELS, EMPTY_SERIES, NO_SERIES)
+OMISSIONS: Final[tuple[Damage, ...]] = (
+    LEFT_OUT,
+    NO_LEVELS,
+    EMPTY_SERIES,
+    NO_SERIES,
+    NULL_SERIES,
+    NULL_POINTS,
+    NO_POINTS,
+)
 """Legal ways to say less; never by dice."""
 BROKEN_VALUES: Final[tuple[Damage, ...]] = (
     COUNT_TOO_LARGE,
@@ -469,7 +482,7 @@ BROKEN_VALUES: Final[tuple[Damage, ...]] = (
 BROKEN_DOCUMENTS: Final[tuple[Damage, ...]] = (
     OTHER_ENVELOPE,
     HTML,
-    NO_POINTS,
+    NOT_FLATTENED,
     TWO_SERIES,
     OTHER_COIN,
     OTHER_INTERVAL,

@@ -68,6 +68,8 @@ class Stream(NamedTuple):
     key_at: int
 
 
+NULL = Opaque("null")
+
 Value = str | Opaque | Stream | dict[str, "Value"] | list["Value"]
 
 
@@ -94,19 +96,24 @@ def read_plainly(body: bytes, window: Window) -> Reading:
 
 
 def _find_stream(document: Value, window: Window) -> Stream | None:
-    if not isinstance(document, dict) or not isinstance(document.get("series"), list):
+    if not isinstance(document, dict) or "series" not in document:
         raise BrokenEnvelopeError("no list 'series'")
     series = document["series"]
-    assert isinstance(series, list)
-    if not series:
+    if series == NULL or series == []:
         return None
+    if not isinstance(series, list):
+        raise BrokenEnvelopeError("no list 'series'")
     if len(series) > 1 or not isinstance(series[0], dict):
         raise BrokenEnvelopeError("not one series")
     identity = series[0].get("id")
     asked = {"type": "HYPERLIQUID_LIQUIDATION_AGG", "interval": window.series.interval, "coin": window.series.coin}
     if not isinstance(identity, dict) or any(identity.get(key) != value for key, value in asked.items()):
         raise BrokenEnvelopeError("another question")
-    stream = series[0].get("flat_points")
+    stream, nested = series[0].get("flat_points", NULL), series[0].get("points", NULL)
+    if stream == NULL and nested == NULL:
+        return None
+    if nested not in (NULL, []):
+        raise BrokenEnvelopeError("points that are not flattened")
     if not isinstance(stream, Stream):
         raise BrokenEnvelopeError("no array 'flat_points'")
     return stream
