@@ -234,7 +234,10 @@ def show_findings(findings: Findings, root: str) -> None:
         more = len(findings.problems) - MOST_LINES
         listed = [(f"`{problem.path}`", problem.cause) for problem in findings.problems[:MOST_LINES]]
         lines += [*_table(("path", "cause"), listed), *(["", f"and {more:,} more"] if more > 0 else []), ""]
+    if not all(problem.unreadable for problem in findings.problems):
         lines += ["A damaged day is fetched anew by a backfill with `refetch`; what does not belong there, move away."]
+    if any(problem.unreadable for problem in findings.problems):
+        lines += ["What cannot be read now may be sound: see to the cause, and verify again."]
     with _server_may_be_away():
         create_markdown_artifact("\n".join(lines), key="verify-report", description="what was verified")
 

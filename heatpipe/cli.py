@@ -599,8 +599,10 @@ def _print_findings(findings: "Findings", *, quiet: bool) -> None:
     if findings.files and not quiet:
         read = f"{findings.files:,} files, {findings.rows:,} sound rows, {show_bytes(findings.size_bytes)}"
         print(f"{read}; problems: {len(findings.problems):,}" if findings.problems else f"{read}; all sound")
-    if findings.problems and not quiet:
+    if not all(problem.unreadable for problem in findings.problems) and not quiet:
         print("A damaged day is fetched anew by `heatpipe backfill --refetch`; what does not belong there, move away.")
+    if any(problem.unreadable for problem in findings.problems) and not quiet:
+        print("What cannot be read now may be sound: see to the cause, and verify again.")
 
 
 def _minute(time_s: int) -> str:

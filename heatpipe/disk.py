@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from heatpipe.errors import DatasetError
+from heatpipe.errors import DatasetError, UnreadableError
 
 PIECE_BYTES: Final = 1 << 20
 
@@ -119,7 +119,27 @@ def file_errors(path: Path) -> Iterator[None]:
         raise DatasetError(f"cannot write {exc.filename2 or exc.filename or path}: {said}", str(path)) from exc
 
 
+@contextlib.contextmanager
+def read_errors(path: Path) -> Iterator[None]:
+    """Turn what keeps a file from being read now, and is not about its bytes, into an UnreadableError that names it."""
+    try:
+        yield
+    except (OSError, MemoryError) as exc:
+        raise UnreadableError(f"{path} cannot be read now: {reason(exc)}", str(path)) from exc
+
+
+def is_missing(path: Path) -> bool:
+    """Whether nothing is there, and no link on the way is broken, behind which there may be something."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return not any(link.is_symlink() and not link.exists() for link in (path, *path.parents))
+    return False
+
+
 def reason(exc: Exception) -> str:
     """Return the first line of what an error says."""
+    if isinstance(exc, MemoryError):
+        return "not enough memory"
     text = getattr(exc, "strerror", None) or str(exc) or type(exc).__name__
     return text.splitlines()[0]

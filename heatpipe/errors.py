@@ -16,6 +16,7 @@
     │   └── EnvelopeError         ... as a whole: no part of it can be trusted
     ├── DatasetError          look at the folder: a file is damaged, foreign, or cannot be written
     │   ├── DamagedError          ... a file says nothing that can be believed: it is set aside, and fetched anew
+    │   ├── UnreadableError       ... it may be sound, and cannot be read now: it is left as it is, the rest goes on
     │   └── LockedError           ... another process works there
     ├── UnreachableError      run it again later: nobody answers, whatever is asked for
     ├── IncompleteError       run it again: some of what was asked for did not come
@@ -99,6 +100,10 @@ class DatasetError(HeatpipeError):
 
 class DamagedError(DatasetError):
     """A file cannot be what heatpipe wrote: it counts as not there, and may be replaced once it is set aside."""
+
+
+class UnreadableError(DatasetError):
+    """What is there cannot be read, locked, or held in memory now, which says nothing of what it is: leave it alone."""
 
 
 class LockedError(DatasetError):

@@ -18,7 +18,7 @@ import pyarrow as pa
 import xxhash
 from numpy.typing import NDArray
 
-from heatpipe.errors import ConfigError, DamagedError, DatasetError
+from heatpipe.errors import ConfigError, DamagedError, UnreadableError
 from heatpipe.model import DAY_S, Coverage, Series, Snapshots, Spans, day_span
 from heatpipe.plan import Slab
 
@@ -195,7 +195,8 @@ def check_seal(data: bytes, path: str) -> None:
     except ValueError as exc:
         raise DamagedError(f"{path} has no seal of heatpipe's", path) from exc
     digest = xxhash.xxh3_128()
-    for part in (data[: place.start], blank_seal(), data[place.stop :]):
+    view = memoryview(data)  # a slice of bytes would be a copy, for which there may be no memory
+    for part in (view[: place.start], blank_seal(), view[place.stop :]):
         digest.update(part)
     if digest.hexdigest().encode() != data[place]:
         raise DamagedError(f"{path} is not, byte for byte, what heatpipe wrote", path)
@@ -257,7 +258,7 @@ def decode_footer(metadata: Mapping[bytes, bytes] | None, path: str) -> Footer:
     ------
     DamagedError
         There is none, or none that can be true.
-    DatasetError
+    UnreadableError
         It is one of another version of heatpipe's.
     """
     text = (metadata or {}).get(FOOTER_KEY)
@@ -267,7 +268,9 @@ def decode_footer(metadata: Mapping[bytes, bytes] | None, path: str) -> Footer:
         document = json.loads(text)
         version = document["version"]
         if version != FOOTER_VERSION:
-            raise DatasetError(f"{path} has a footer of version {version}, this heatpipe reads {FOOTER_VERSION}", path)
+            raise UnreadableError(
+                f"{path} has a footer of version {version}, this heatpipe reads {FOOTER_VERSION}", path
+            )
         series = Series(**document["series"])
         return Footer(
             series=series,

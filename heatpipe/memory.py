@@ -49,7 +49,11 @@ class Pool:
                 self._idle.appendleft(block)
         size_bytes = max(8 * GRAIN, 8 << (size - 1).bit_length())
         # Mapped apart from the heap, which such blocks would tear to pieces; private, or a fork would share them.
-        return np.frombuffer(mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), np.float64)
+        try:
+            memory = mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        except OSError as exc:  # it says ENOMEM, as if it were about a file
+            raise MemoryError(f"no memory for {size_bytes:,} bytes") from exc
+        return np.frombuffer(memory, np.float64)
 
 
 class _Loan:

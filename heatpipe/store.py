@@ -23,15 +23,17 @@ from heatpipe import layout
 from heatpipe.disk import (
     check_way,
     file_errors,
+    is_missing,
     keep_aside,
     make_folders,
+    read_errors,
     reason,
     same_bytes,
     sync_folder,
     try_lock,
     write_synced,
 )
-from heatpipe.errors import ConfigError, DamagedError, DatasetError, LockedError
+from heatpipe.errors import ConfigError, DamagedError, DatasetError, LockedError, UnreadableError
 from heatpipe.layout import Day, Footer
 from heatpipe.model import DAY_S, Coverage, Series, Span, Spans, days_of
 from heatpipe.plan import Slab, slab_days
@@ -92,7 +94,7 @@ class Store:
     def days(self, series: Series) -> list[int]:
         """Return the days on disk, counted from the epoch, sorted."""
         # a crash may leave a folder that never got its file
-        return sorted(day for day, folder in self._day_folders(series) if (folder / layout.FILE_NAME).exists())
+        return sorted(day for day, folder in self._day_folders(series) if _is_there(folder / layout.FILE_NAME))
 
     def _day_folders(self, series: Series) -> Iterator[tuple[int, Path]]:
         for path in _folders(self.root / layout.series_path(series), "date"):
@@ -106,21 +108,16 @@ class Store:
         ------
         DamagedError
             There is one that cannot be what heatpipe wrote there.
-        DatasetError
+        UnreadableError
             There is one that cannot be read now, or by this version.
         """
         path = self._path(series, day)
-        if not _is_file(path):  # much cheaper than the error below, and planning asks for every day there could be
-            return None
-        try:
-            metadata = pq.read_metadata(path).metadata
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError, pa.ArrowException) as exc:
-            raise _unreadable(path, exc) from exc
-        footer = layout.decode_footer(metadata, str(path))
-        layout.check_place(footer, series, day, str(path))
-        return footer
+        with read_errors(path):
+            if not _is_file(path):  # much cheaper than an error, and planning asks for every day there could be
+                return None
+            footer = layout.decode_footer(_read_metadata(path), str(path))
+            layout.check_place(footer, series, day, str(path))
+            return footer
 
     def coverage(self, series: Series, day: int) -> Coverage:
         """Return what of a day is covered; nothing where there is no file, or a damaged one, which is told."""
@@ -163,55 +160,49 @@ class Store:
 
         Raises
         ------
-        DamagedError, DatasetError
+        DamagedError, UnreadableError
             As `footer`; or its rows are not those that its footer vouches for.
         """
         path = self._path(series, day)
-        data = self._read_bytes(path)
-        if data is None:
-            return None
-        table, footer = decode_file(data, str(path))
-        layout.check_place(footer, series, day, str(path))
-        layout.check_columns(table.schema, str(path))
-        rows = layout.decode_rows(table)
-        if layout.digest_rows(rows.row_timestamps(), rows.price, rows.volume) != footer.digest:
-            raise DamagedError(f"{path} holds other rows than its footer vouches for", str(path))
-        layout.check_seal(data, str(path))
-        return Day(series, day, rows, footer.coverage)
+        with read_errors(path):
+            data = self._read_bytes(path) if _is_file(path) else None
+            if data is None:
+                return None
+            table, footer = decode_file(data, str(path))
+            layout.check_place(footer, series, day, str(path))
+            layout.check_columns(table.schema, str(path))
+            rows = layout.decode_rows(table)
+            if layout.digest_rows(rows.row_timestamps(), rows.price, rows.volume) != footer.digest:
+                raise DamagedError(f"{path} holds other rows than its footer vouches for", str(path))
+            layout.check_seal(data, str(path))
+            return Day(series, day, rows, footer.coverage)
 
     def _read_bytes(self, path: Path) -> bytes | None:
         """Return a file as it is at one moment, whoever replaces it meanwhile; None where there is none."""
-        try:
+        with read_errors(path), contextlib.suppress(FileNotFoundError):
             return path.read_bytes()
-        except FileNotFoundError:
-            return None
-        except OSError as exc:
-            raise _unreadable(path, exc) from exc
+        return None
 
     def list_folder(self, folder: PurePosixPath) -> list[tuple[str, str]]:
         """Return name and kind of what lies in a folder, sorted; nothing where there is no folder.
 
         Raises
         ------
-        DatasetError
-            It cannot be read.
+        UnreadableError
+            It cannot be read now.
         """
         path = self.root / folder
-        try:
-            with os.scandir(path) as entries:
-                return sorted((entry.name, _kind(entry)) for entry in entries)
-        except FileNotFoundError:
-            return []
-        except OSError as exc:
-            raise DatasetError(f"{path} cannot be read: {reason(exc)}", str(path)) from exc
+        with read_errors(path), contextlib.suppress(FileNotFoundError), os.scandir(path) as entries:
+            return sorted((entry.name, _kind(entry)) for entry in entries)
+        return []
 
     def read_file(self, path: PurePosixPath) -> bytes | None:
         """Return the bytes of a file, opened once; None where there is none.
 
         Raises
         ------
-        DatasetError
-            It cannot be read.
+        UnreadableError
+            It cannot be read now.
         """
         return self._read_bytes(self.root / path)
 
@@ -405,34 +396,69 @@ def decode_file(data: bytes, path: str) -> tuple[pa.Table, Footer]:
 
     Raises
     ------
-    DamagedError, DatasetError
-        It is no Parquet file, or has no footer of this version of heatpipe's.
+    DamagedError
+        It is no Parquet file, or has no footer of heatpipe's.
+    UnreadableError
+        It cannot be read now, or by this version.
     """
-    try:
+    with _parsing(data, path):
         table = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True).read(use_threads=False)
-    except (OSError, ValueError, pa.ArrowException) as exc:  # a name that is no text is a UnicodeDecodeError
-        raise DamagedError(f"{path} cannot be read: {reason(exc)}", path) from exc
     return table, layout.decode_footer(table.schema.metadata, path)
 
 
+def _read_metadata(path: Path) -> Mapping[bytes, bytes] | None:
+    """Return the key-value metadata at a file's end; all of the file is read where that does not parse."""
+    with path.open("rb") as file:
+        with contextlib.suppress(Exception):  # whatever it says of a part, all of the bytes are asked next
+            return _parse_metadata(file)
+        file.seek(0)
+        data = file.read()
+    with _parsing(data, str(path)):
+        return _parse_metadata(pa.BufferReader(data))
+
+
+def _parse_metadata(source: Any) -> Mapping[bytes, bytes] | None:
+    found: Mapping[bytes, bytes] | None = pq.read_metadata(source).metadata
+    return found
+
+
+@contextlib.contextmanager
+def _parsing(data: bytes, path: str) -> Iterator[None]:
+    """Tell damage from what a parser cannot do now: it may refuse what heatpipe wrote, for want of memory or of age.
+
+    How it says so is not to be relied upon ("ZSTD decompression failed"), but the seal needs next to no memory.
+    """
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as exc:
+        with contextlib.suppress(DamagedError):
+            layout.check_seal(data, path)
+            raise UnreadableError(f"{path} is sound, and cannot be read now: {reason(exc)}", path) from exc
+        raise DamagedError(f"{path} cannot be read: {reason(exc)}", path) from exc
+
+
 def _is_file(path: Path) -> bool:
-    """Whether there is a file; a DatasetError where there is something else, or that cannot be known."""
+    """Whether there is a file; an UnreadableError where there is something else."""
     try:
         mode = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError):
+        if not is_missing(path):
+            raise
         return False
-    except OSError as exc:
-        raise _unreadable(path, exc) from exc
     if not stat.S_ISREG(mode):
         kind = "a folder" if stat.S_ISDIR(mode) else "no regular file"
-        raise DatasetError(f"{path} is {kind}, where a day's file belongs: move it away", str(path))
+        raise UnreadableError(f"{path} is {kind}, where a day's file belongs: move it away", str(path))
     return True
 
 
-def _unreadable(path: Path, exc: Exception) -> DatasetError:
-    """Tell a file that cannot be read now, by what the system said, from one that is no sound Parquet."""
-    kind = DatasetError if isinstance(exc, OSError) and exc.errno else DamagedError
-    return kind(f"{path} cannot be read: {reason(exc)}", str(path))
+def _is_there(path: Path) -> bool:
+    """Whether there is anything; what cannot be looked at is there."""
+    try:
+        return not is_missing(path)
+    except OSError:
+        return True
 
 
 def _kind(entry: os.DirEntry[str]) -> str:
@@ -446,11 +472,19 @@ def _kind(entry: os.DirEntry[str]) -> str:
 def _folders(parent: Path, key: str) -> list[Path]:
     """Return the partition folders of one key; what else lies there is not heatpipe's."""
     found: list[Path] = []
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-        for path in parent.iterdir():
-            with contextlib.suppress(ValueError):
-                layout.parse_folder(key, path.name)
-                found.append(path)
+    with read_errors(parent):
+        try:
+            paths = list(parent.iterdir())
+        except NotADirectoryError:
+            return []
+        except FileNotFoundError:
+            if not is_missing(parent):
+                raise
+            return []
+    for path in paths:
+        with contextlib.suppress(ValueError):
+            layout.parse_folder(key, path.name)
+            found.append(path)
     return found
 
 

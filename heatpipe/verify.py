@@ -16,7 +16,7 @@ import numpy as np
 
 from heatpipe import layout
 from heatpipe.config import Settings, Target, resolve_span
-from heatpipe.errors import ConfigError, DamagedError, DatasetError
+from heatpipe.errors import ConfigError, DamagedError, DatasetError, UnreadableError
 from heatpipe.layout import Footer
 from heatpipe.model import DAY_S, Series, Snapshots, Span, Spans, day_span, days_of
 from heatpipe.store import Store, decode_file
@@ -41,10 +41,13 @@ class Problem:
         The file or folder, relative to the root.
     cause : str
         One line: what is wrong with it.
+    unreadable : bool
+        It cannot be read now, which says nothing of what it is: to fetch it again would not help.
     """
 
     path: str
     cause: str
+    unreadable: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,8 +179,8 @@ def _walk_folder(
     key = layout.PARTITIONS[len(parts)]
     try:
         entries = store.list_folder(folder)
-    except DatasetError as exc:
-        yield Problem(_printable(folder), _cause(exc))
+    except UnreadableError as exc:
+        yield Problem(_printable(folder), _cause(exc), unreadable=True)
         return
     for name, kind in entries:
         path = folder / name
@@ -198,8 +201,8 @@ def _walk_folder(
 def _walk_day(store: Store, folder: PurePosixPath, series: Series, day: int) -> Iterator[_DayFile | Problem]:
     try:
         entries = store.list_folder(folder)
-    except DatasetError as exc:
-        yield Problem(_printable(folder), _cause(exc))
+    except UnreadableError as exc:
+        yield Problem(_printable(folder), _cause(exc), unreadable=True)
         return
     for name, kind in entries:
         path = folder / name
@@ -220,7 +223,10 @@ def _verify_file(store: Store, file: _DayFile) -> Findings:
         data = _read(store, file)
         return Findings(1, prove_file(data, str(file.path), file.series, file.day), len(data))
     except (DatasetError, OSError) as exc:
-        return Findings(1, 0, len(data), (Problem(_printable(file.path), _cause(exc)),))
+        problem = Problem(_printable(file.path), _cause(exc), not isinstance(exc, DamagedError))
+    except MemoryError:
+        problem = Problem(_printable(file.path), "cannot be read now: not enough memory", unreadable=True)
+    return Findings(1, 0, len(data), (problem,))
 
 
 def _read(store: Store, file: _DayFile) -> bytes:
@@ -228,7 +234,7 @@ def _read(store: Store, file: _DayFile) -> bytes:
         data = store.read_file(file.path)
         if data is not None:
             return data
-    raise DatasetError(f"{file.path} was there, and has vanished", str(file.path))
+    raise UnreadableError(f"{file.path} was there, and has vanished", str(file.path))
 
 
 def prove_file(data: bytes, path: str, series: Series, day: int) -> int:
@@ -252,8 +258,10 @@ def prove_file(data: bytes, path: str, series: Series, day: int) -> int:
 
     Raises
     ------
-    DatasetError
-        It is not what heatpipe wrote there, or it is of another version; says what is wrong with it.
+    DamagedError
+        It is not what heatpipe wrote there; says what is wrong with it.
+    UnreadableError
+        It cannot be read now, or it is of another version.
     """
     if not data:
         raise DamagedError(f"{path} is empty", path)

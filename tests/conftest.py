@@ -1,13 +1,14 @@
 """One real sandbox for all tests, in frozen time; and a small real server for what no sandbox would answer."""
 
 import json
+import os
 import socket
 import socketserver
 import struct
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -263,6 +264,36 @@ def upstream() -> Iterator[MakeUpstream]:
             return server.upstream
 
         yield start
+
+
+# --- permissions --------------------------------------------------------------------------------------------------
+
+Mortal = Callable[[str | Path], AbstractContextManager[None]]
+
+
+@pytest.fixture
+def mortal(tmp_path: Path) -> Mortal:
+    """Make a folder below tmp_path belong to a user whom permissions bind, and be that user, even where root tests."""
+
+    @contextmanager
+    def be(folder: str | Path) -> Iterator[None]:
+        if os.geteuid() != 0:
+            yield
+            return
+        for path in (Path(folder), *Path(folder).rglob("*")):
+            os.chown(path, 65534, 65534, follow_symlinks=False)
+        barred = [path for path in (tmp_path, *tmp_path.parents) if not path.stat().st_mode & 0o001]  # pytest's own
+        for path in barred:
+            path.chmod(0o711)
+        os.seteuid(65534)
+        try:
+            yield
+        finally:
+            os.seteuid(0)
+            for path in barred:
+                path.chmod(0o700)
+
+    return be
 
 
 # --- what is true, and what is on disk ----------------------------------------------------------------------------

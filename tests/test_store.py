@@ -15,13 +15,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from heatpipe import layout
 from heatpipe.disk import keep_aside, same_bytes
-from heatpipe.errors import DamagedError, DatasetError, LockedError
+from heatpipe.errors import DamagedError, DatasetError, LockedError, UnreadableError
 from heatpipe.layout import Day
 from heatpipe.model import Coverage, Series, Snapshots, Span, Spans
 from heatpipe.plan import Slab, plan_slabs
 from heatpipe.store import Store, encode_file
-from tests.conftest import DAY, HOUR, MINUTE, TODAY, read_tree
+from tests.conftest import DAY, HOUR, MINUTE, TODAY, Mortal, read_tree
 
 BTC = Series("BTC")
 NUMBER = TODAY // DAY
@@ -242,9 +243,121 @@ def test_a_file_of_a_later_version_is_no_damage(store: Store) -> None:
     """It must not pass for a day that was never fetched, and be replaced."""
     store.write_day(make_day(), SLAB)
     of_a_later_version(store.root / PLACE)
-    with pytest.raises(DatasetError, match="version 2") as caught:
+    with pytest.raises(UnreadableError, match="version 2"):
         store.coverage(BTC, NUMBER)
-    assert not isinstance(caught.value, DamagedError)
+
+
+# --- what cannot be read now ---------------------------------------------------------------------------------------
+
+
+def test_no_shortage_of_memory_makes_a_sound_day_a_damaged_one(store: Store) -> None:
+    """In a process of its own, which may grow by ever less than a day takes."""
+    store.write_day(make_day(1440, levels=400), SLAB)
+    program = """
+        import resource, sys
+        from pathlib import Path
+        from heatpipe.errors import UnreadableError
+        from heatpipe.store import Store
+        from heatpipe.verify import verify_files
+        from tests.test_store import BTC, NUMBER
+
+        def size():
+            return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+
+        store = Store(sys.argv[1])
+        sound = store.read_day(BTC, NUMBER).coverage
+        told = set()
+        for grows in [0, 1, 4, 16, 64, 256, 1000, 2000, 4000, 8000, 12000, 16000, 24000, 32000, 64000, 1 << 20]:
+            try:
+                resource.setrlimit(resource.RLIMIT_AS, (size() + (grows << 10), -1))
+                try:
+                    for read in (store.footer, store.read_day):
+                        assert read(BTC, NUMBER).coverage == sound
+                except UnreadableError as exc:
+                    told.add(str(exc))
+            finally:
+                resource.setrlimit(resource.RLIMIT_AS, (-1, -1))
+        assert store.read_day(BTC, NUMBER).coverage == sound
+        print(*told, sep="\\n")
+    """
+    told = run_python(program, str(store.root)).stdout.splitlines()
+    assert told
+    assert all("cannot be read now" in line and PLACE in line for line in told)
+
+
+@pytest.mark.parametrize("damage", [damage_start, damage_end])
+def test_what_a_parser_refuses_is_damage_only_where_the_seal_is_wrong(
+    store: Store, damage: Callable[[Path], None]
+) -> None:
+    """A file that is sealed as it is stands for one that is sound, and whose parser had no memory, or is too old."""
+    store.write_day(make_day(), SLAB)
+    damage(store.root / PLACE)
+    with pytest.raises(DamagedError):
+        store.read_day(BTC, NUMBER)
+    data = bytearray((store.root / PLACE).read_bytes())
+    layout.seal(data)
+    (store.root / PLACE).write_bytes(data)
+    with pytest.raises(UnreadableError, match=r"part-0.parquet is sound, and cannot be read now: \w"):
+        store.read_day(BTC, NUMBER)
+    if damage is damage_end:  # the footer is in it
+        with pytest.raises(UnreadableError, match="is sound, and cannot be read now"):
+            store.footer(BTC, NUMBER)
+
+
+def loop(path: Path) -> None:
+    path.symlink_to(path.name)
+
+
+def lead_nowhere(path: Path) -> None:
+    """To a disk, say, that is not mounted now."""
+    path.symlink_to("/nowhere/at/all")
+
+
+def of_nobody(path: Path) -> None:
+    """The root user may read what nobody may: to be refused, one has to be somebody else."""
+    path.write_bytes(b"")
+    path.chmod(0)
+
+
+@pytest.mark.parametrize("bar", [loop, lead_nowhere, os.mkfifo, Path.mkdir, of_a_later_version, of_nobody])
+def test_a_day_that_cannot_be_read_now_is_there_all_the_same(
+    store: Store, bar: Callable[[Path], None], mortal: Mortal
+) -> None:
+    store.write_day(make_day(), SLAB)
+    if bar is not of_a_later_version:
+        (store.root / PLACE).unlink()
+    bar(store.root / PLACE)
+    with mortal(store.root):
+        assert store.days(BTC) == [NUMBER]
+        for read in (store.footer, store.read_day, store.coverage):
+            with pytest.raises(UnreadableError) as caught:
+                read(BTC, NUMBER)
+            assert caught.value.path == str(store.root / PLACE)
+
+
+@pytest.mark.parametrize("depth", range(6))
+def test_a_folder_that_cannot_be_looked_into_is_named(store: Store, depth: int, mortal: Mortal) -> None:
+    store.write_day(make_day(), SLAB)
+    folder = (store.root / PLACE).parents[depth]
+    with mortal(store.root):
+        folder.chmod(0)
+        try:
+            with pytest.raises(UnreadableError, match="cannot be read now: Permission denied"):
+                [store.footer(series, day) for series in store.all_series() for day in store.days(series)]
+        finally:
+            folder.chmod(0o755)
+
+
+@pytest.mark.parametrize("depth", range(6))
+def test_a_link_to_a_folder_that_is_not_there_now_is_named(store: Store, depth: int) -> None:
+    store.write_day(make_day(), SLAB)
+    folder = (store.root / PLACE).parents[depth]
+    folder.rename(store.root / "unmounted")
+    folder.symlink_to("/nowhere/at/all")
+    with pytest.raises(UnreadableError, match="cannot be read now: No such file or directory"):
+        store.footer(BTC, NUMBER)
+    with pytest.raises(UnreadableError, match="cannot be read now: No such file or directory"):
+        [store.footer(series, day) for series in store.all_series() for day in store.days(series)]
 
 
 def test_a_folder_without_its_file_is_an_unwritten_day(store: Store) -> None:
@@ -519,7 +632,7 @@ def test_a_record_longer_than_a_slab_is_none_of_heatpipe_s(store: Store) -> None
 def test_what_is_no_file_in_a_day_s_place_is_named_and_not_waited_for(store: Store) -> None:
     (store.root / PLACE).parent.mkdir(parents=True)
     os.mkfifo(store.root / PLACE)
-    with pytest.raises(DatasetError, match="is no regular file"):
+    with pytest.raises(UnreadableError, match="is no regular file"):
         store.footer(BTC, TODAY // DAY)
 
 

@@ -634,7 +634,7 @@ def test_what_may_not_be_read_is_told(mortal: Store, place: str) -> None:
         (problem,) = found_in(mortal)
     finally:
         (mortal.root / place).chmod(0o755)
-    assert problem == Problem(place, "cannot be read: Permission denied")
+    assert problem == Problem(place, "cannot be read now: Permission denied", unreadable=True)
 
 
 def test_a_folder_that_may_be_listed_but_not_entered_is_told(mortal: Store) -> None:
@@ -643,8 +643,7 @@ def test_a_folder_that_may_be_listed_but_not_entered_is_told(mortal: Store) -> N
         (problem,) = found_in(mortal)
     finally:
         (mortal.root / FOLDER).chmod(0o755)
-    assert problem.path == PLACE
-    assert "Permission denied" in problem.cause
+    assert problem == Problem(PLACE, "cannot be read now: Permission denied", unreadable=True)
 
 
 def test_a_file_that_vanishes_is_told(store: Store) -> None:
@@ -652,7 +651,7 @@ def test_a_file_that_vanishes_is_told(store: Store) -> None:
     files = [one for one in verify._walk(store, None) if isinstance(one, verify._DayFile)]
     (store.root / PLACE).unlink()
     problems = [problem for file in files for problem in verify._verify_file(store, file).problems]
-    assert problems == [Problem(PLACE, "was there, and has vanished")]
+    assert problems == [Problem(PLACE, "was there, and has vanished", unreadable=True)]
 
 
 # --- a choice -----------------------------------------------------------------------------------------------------
