@@ -23,6 +23,7 @@ from heatpipe import __version__
 from heatpipe.budget import LONGEST_HOLD_S, Lease
 from heatpipe.config import LOOPBACK, Secret, Settings
 from heatpipe.errors import (
+    ClockError,
     ConfigError,
     HeatpipeError,
     HistoryError,
@@ -36,7 +37,7 @@ from heatpipe.errors import (
     UnreachableError,
 )
 from heatpipe.inflate import Text
-from heatpipe.model import Window
+from heatpipe.model import Window, show_time
 from heatpipe.upstream import LIQUIDATIONS, POINTS_PATH
 
 MAX_REQUESTS: Final = 40
@@ -49,6 +50,10 @@ BACKOFF_MOST_S: Final = 30.0
 BYTES_PER_LEVEL: Final = 64
 """Cap on an answer: bytes per level that could be in it, headers counted as one. Real ones take about 16."""
 ENVELOPE_BYTES: Final = 1 << 16
+CLOCKS_AGREE_S: Final = 300.0
+"""Apart by more, the upstream's clock and ours are warned about, and no absence is believed by its age."""
+CLOCKS_APART_S: Final = 3600.0
+"""Apart by more, one of them is wrong, and nothing can be asked for by it."""
 FOREIGN_LOGGERS: Final = ("httpx", "httpcore.connection", "httpcore.http11", "httpcore.proxy")
 
 _Read = TypeVar("_Read")
@@ -66,11 +71,14 @@ class Body:
         Its size as it travelled.
     asked_at : float
         Unix seconds at which the request was sent: the earlier of our clock and the answer's ``Date``.
+    dated : bool
+        Whether the answer had a ``Date``, and our clock agrees with it.
     """
 
     text: Text
     wire_bytes: int
     asked_at: float
+    dated: bool
 
 
 class Client:
@@ -105,6 +113,7 @@ class Client:
         self._clock = clock
         self._monotonic = monotonic
         self._answered = False
+        self._clocks_agreed = self._clocks_told = False
         self._heard_at = -inf
         self._spellings = _spell_key(settings.key().reveal())
         # Plain HTTP, on loopback, needs no certificates to be loaded.
@@ -235,6 +244,8 @@ class Client:
         try:
             with line.within(self._longest_s), contextlib.closing(line.http.send(request, stream=True)) as response:
                 self._heard_at = self._monotonic()
+                date = _date_of(response)
+                dated = self._compare_clocks(date, asked_at)
                 if response.status_code != httpx.codes.OK:
                     raise self._refusal(response, window)
                 text, wire_bytes = self._receive(response, window)
@@ -251,7 +262,34 @@ class Client:
                 said = f"the answer has not come within {self._longest_s:g} s"
             # Not "from exc": a traceback would print what an answer that is no HTTP says, which may echo the key.
             raise TransientError(f"{window}: {self._settings.url}: {said}") from None
-        return Body(text, wire_bytes, min(asked_at, _date_of(response) or asked_at))
+        return Body(text, wire_bytes, asked_at if date is None else min(asked_at, date), dated)
+
+    def _compare_clocks(self, date: float | None, asked_at: float) -> bool:
+        """Return whether an answer's Date lies between the request and now, within a few minutes.
+
+        Raises
+        ------
+        ClockError
+            They are more than an hour apart.
+        TransientError
+            They are, but agreed before in this run: this one answer is odd.
+        """
+        if date is None:
+            return False
+        now = self._clock()
+        apart_s = max(asked_at - date, date - now)
+        if apart_s <= CLOCKS_AGREE_S:
+            self._clocks_agreed = True
+            return True
+        clocks = f"the clock here says {show_time(now)}, {self._settings.url} says {show_time(date)}"
+        if apart_s > CLOCKS_APART_S:
+            if self._clocks_agreed:
+                raise TransientError(f"{clocks}; they agreed before")
+            raise ClockError(f"{clocks}: set this machine's clock right, then run the same command again")
+        if not self._clocks_told:
+            self._clocks_told = True
+            LOG.warning("%s; intervals count as closed by the earlier one: set this machine's clock right", clocks)
+        return False
 
     @property
     def _longest_s(self) -> float:

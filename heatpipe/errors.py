@@ -10,6 +10,7 @@
     │   ├── SymbolError           ... the upstream does not know this coin
     │   └── HistoryError          ... older than the history the tier sells
     ├── ConfigError           fix the configuration; nothing else can succeed before that
+    │   ├── ClockError            ... this machine's clock is wrong
     │   ├── KeyRefusedError       ... the key is missing or wrong
     │   └── TierError             ... the tier does not sell this
     ├── DecodeError           look at the quarantine: the answer breaks the contract
@@ -66,6 +67,10 @@ class HistoryError(RequestError):
 
 class ConfigError(HeatpipeError):
     """A flag, variable or file is wrong; nothing can succeed until it is mended."""
+
+
+class ClockError(ConfigError):
+    """The clock of this machine cannot be right: what is closed, and what the history holds, is counted by it."""
 
 
 class KeyRefusedError(ConfigError):

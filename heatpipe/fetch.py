@@ -1,4 +1,4 @@
-"""Threads that turn windows into answers: fetch, decode, and judge what is final. Writes nothing.
+"""Threads that turn windows into answers: fetch, decode, keep what is final. Writes nothing.
 
 The threads are daemons: one that hangs in a socket must not keep an interrupted program alive.
 """
@@ -28,10 +28,9 @@ from heatpipe.errors import (
     TransientError,
     UnreachableError,
 )
-from heatpipe.model import Coverage, Series, Snapshots, Span, Spans, Window
+from heatpipe.finality import Answer, judge
+from heatpipe.model import Series, Span, Window
 
-YOUNG_S: Final = 15 * 60
-"""An interval that ended later than this before the request may still be published: not yet absent."""
 HISTORY_MARGIN_S: Final = 10
 """What leaves the history within so many seconds is no longer asked for: one second late costs the whole window."""
 ROOM_BYTES: Final = 56 << 20
@@ -82,53 +81,6 @@ class Stop:
         """Sleep, but no longer than until the end is asked for; then raise Stopped."""
         if self._event.wait(seconds):
             raise Stopped("stopped")
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What came for a window, as far as it is final.
-
-    Parameters
-    ----------
-    snapshots : Snapshots
-        Points of closed intervals.
-    coverage : Coverage
-        The intervals that this answers for good.
-    open, young : Spans
-        Intervals that were not closed, or had no point but may still get one: not covered.
-    wire_bytes : int
-        Size of the body as it travelled.
-    """
-
-    snapshots: Snapshots
-    coverage: Coverage
-    open: Spans
-    young: Spans
-    wire_bytes: int
-
-
-def judge(window: Window, snapshots: Snapshots, asked_at: float, settle_s: int) -> Answer:
-    """Keep of an answer what was final when it was asked for.
-
-    Parameters
-    ----------
-    window : Window
-        What was asked.
-    snapshots : Snapshots
-        What came.
-    asked_at : float
-        Unix seconds, by the earlier of our clock and the upstream's.
-    settle_s : int
-        Seconds after its end at which an interval is closed.
-    """
-    step = window.series.interval_s
-    closed = window.span.clip(Span(0, int((asked_at - settle_s) // step) * step))
-    answered = Spans.of([closed])
-    final = snapshots.between(closed) if answered else Snapshots()
-    coverage = Coverage.of_answer(answered, final, step)
-    old_until = int((asked_at - YOUNG_S) // step) * step
-    young = coverage.absent - Spans.of([(0, old_until)])
-    return Answer(final, coverage - young, Spans.of([window.span]) - answered, young, 0)
 
 
 @dataclass(slots=True, eq=False)
@@ -303,8 +255,14 @@ class Crew:
             if job.body != text:  # its words may end in the middle of the key
                 raise type(exc)(f"{window}: the answer breaks the contract, and repeats the API key") from None
             raise type(exc)(self._client.clean(f"{window}: {exc}")) from exc
-        answer = judge(window, snapshots, body.asked_at, self.settings.settle_s)
-        return Answer(answer.snapshots, answer.coverage, answer.open, answer.young, body.wire_bytes)
+        return judge(
+            window,
+            snapshots,
+            body.asked_at,
+            self.settings.settle_s,
+            dated=body.dated,
+            wire_bytes=body.wire_bytes,
+        )
 
 
 class _Room:

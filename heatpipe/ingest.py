@@ -30,7 +30,7 @@ from heatpipe.fetch import POLL_S, Crew, Job, Stop
 from heatpipe.model import Series, show_time
 from heatpipe.plan import Plan, SlabPlan
 from heatpipe.report import Failure, Progress, Report
-from heatpipe.slab import OpenSlab
+from heatpipe.slab import KnownPoints, OpenSlab
 from heatpipe.store import Store
 from heatpipe.survey import check_plan, make_plan, make_update_plan
 from heatpipe.upstream import LOOKBACK
@@ -59,6 +59,7 @@ def backfill(
     *,
     settings: Settings | None = None,
     refetch: bool = False,
+    refetch_absent: bool = False,
     wait_for_locks: bool = True,
     max_weight: int | None = None,
     on_progress: OnProgress | None = None,
@@ -79,6 +80,8 @@ def backfill(
         Else from the environment.
     refetch : bool
         Ask again for what is covered, and replace it.
+    refetch_absent : bool
+        Ask again for what is recorded as absent.
     wait_for_locks : bool
         Wait for what another process works on; else it is left out, which is a failure.
     max_weight : int, optional
@@ -110,13 +113,15 @@ def backfill(
     """
     settings = settings or Settings.load()
     store = Store(settings.root)
-    plan = make_plan(_targets(series, start, end), store, settings, clock(), refetch=refetch)
+    targets = _targets(series, start, end)
+    plan = make_plan(targets, store, settings, clock(), refetch=refetch, refetch_absent=refetch_absent)
     check_plan(plan, store, settings, max_weight)
     return _run_plan(
         plan,
         store,
         lambda: Crew(settings, budget=budget, stop=stop, clock=clock),
         refetch=refetch,
+        refetch_absent=refetch_absent,
         wait_for_locks=wait_for_locks,
         on_progress=on_progress,
     )
@@ -207,10 +212,13 @@ class Standing:
         Not asked for any more.
     alike : mapping
         The windows, by what they have cost, that failed for one series and cause.
+    points : KnownPoints
+        Between which instants a series has points.
     """
 
     ended: set[Series] = field(default_factory=set)
     alike: defaultdict[tuple[Series, str], set[Spent]] = field(default_factory=lambda: defaultdict(set))
+    points: KnownPoints = field(default_factory=KnownPoints)
 
 
 def carry_out(
@@ -219,6 +227,7 @@ def carry_out(
     crew: Crew,
     *,
     refetch: bool = False,
+    refetch_absent: bool = False,
     wait_for_locks: bool = True,
     on_progress: OnProgress | None = None,
     standing: Standing | None = None,
@@ -235,6 +244,8 @@ def carry_out(
         Who fetches.
     refetch : bool
         Ask again for what is covered, and replace it.
+    refetch_absent : bool
+        Ask again for what is recorded as absent.
     wait_for_locks : bool
         Wait for a slab that another process works on; else it is left out, which is a failure.
     on_progress : callable, optional
@@ -254,6 +265,7 @@ def carry_out(
         store,
         slabs,
         refetch=refetch,
+        refetch_absent=refetch_absent,
         wait_for_locks=wait_for_locks,
         on_progress=on_progress,
         standing=standing or Standing(),
@@ -283,6 +295,7 @@ class _Run:
         slabs: Sequence[SlabPlan],
         *,
         refetch: bool,
+        refetch_absent: bool,
         wait_for_locks: bool,
         on_progress: OnProgress | None,
         standing: Standing,
@@ -291,6 +304,7 @@ class _Run:
         self._crew = crew
         self._store = store
         self._refetch = refetch
+        self._refetch_absent = refetch_absent
         self._wait_for_locks = wait_for_locks
         self._on_progress = on_progress or (lambda _: None)
         self._waiting = deque(slabs)
@@ -344,7 +358,14 @@ class _Run:
         return False
 
     def _open_slab(self, plan: SlabPlan, wait: Callable[[float], None] | None) -> None:
-        slab = OpenSlab(self._store, plan, self._replies, refetch=self._refetch)
+        slab = OpenSlab(
+            self._store,
+            plan,
+            self._replies,
+            self._standing.points,
+            refetch=self._refetch,
+            refetch_absent=self._refetch_absent,
+        )
         self._open.append(slab)
         try:
             slab.open(wait)
@@ -365,6 +386,7 @@ class _Run:
 
     def _settle(self, job: Job) -> None:
         slab = next(slab for slab in self._open if job in slab.jobs)
+        awaited = set(slab.jobs)
         try:
             if job.answer is not None:
                 self._report += slab.accept(job, job.answer)
@@ -372,7 +394,7 @@ class _Run:
                 self._face(slab, job, job.fault)
         finally:
             self._crew.release(job)
-        self._windows_done += job not in slab.jobs
+        self._windows_done += len(awaited - slab.jobs)
         if slab in self._open:  # the end of its series may have closed it
             self._close_if_done(slab)
 

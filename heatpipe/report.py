@@ -41,8 +41,10 @@ class Report:
         Points that came, and the levels in them, as far as they were stored.
     days, bytes_written : int
         Files written, and their size.
+    absent : int
+        Intervals of which the upstream has no point, recorded as absent in this run.
     open, young : int
-        Intervals that were not closed yet, or absent but too young to be called so; the next run asks.
+        Intervals that were not closed yet, or without a point but not yet sure to be absent; the next run asks.
     unchanged, changed, appeared, vanished : int
         Intervals on disk that were asked for again, by how the answer differs: not at all; in its rows, or in why it
         has none; it has rows where none were, or none where rows were.
@@ -57,6 +59,7 @@ class Report:
     rows: int = 0
     days: int = 0
     bytes_written: int = 0
+    absent: int = 0
     open: int = 0
     young: int = 0
     unchanged: int = 0

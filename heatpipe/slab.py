@@ -6,19 +6,23 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from queue import SimpleQueue
+from threading import Lock
 from typing import Final
 
 from heatpipe.client import Spent
 from heatpipe.compare import Difference, compare_days
 from heatpipe.errors import DamagedError, DatasetError
-from heatpipe.fetch import Answer, Job
+from heatpipe.fetch import Job
+from heatpipe.finality import Answer, borders_points, is_odd, join_hulls, settle_doubt
 from heatpipe.layout import Day, day_date
-from heatpipe.model import Coverage, Snapshots, Span, Spans, Window, day_span, days_of
+from heatpipe.model import Coverage, Series, Snapshots, Span, Spans, Window, day_span, days_of
 from heatpipe.plan import Slab, SlabPlan, plan_slab, plan_windows
 from heatpipe.report import Failure, Report
 from heatpipe.store import Store
 
 LOG: Final = logging.getLogger("heatpipe")
+BLANK: Final = "blank"
+"""How a job's tries name answers without any point."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +31,29 @@ class _Part:
 
     snapshots: Snapshots
     coverage: Coverage
+    doubtful: Spans
+    dated: bool
+
+
+class KnownPoints:
+    """From the first to the last point of each series, on disk and in a run's answers. Threads may share it."""
+
+    def __init__(self) -> None:
+        self._stored: dict[Series, Span | None] = {}
+        self._came: dict[Series, Span | None] = {}
+        self._lock = Lock()
+
+    def note(self, series: Series, points: Span | None) -> None:
+        """Add what came."""
+        with self._lock:
+            self._came[series] = join_hulls(self._came.get(series), points)
+
+    def tell(self, series: Series, store: Store) -> Span | None:
+        """Return what is known now; what is on disk is looked up once, when it is first asked for."""
+        with self._lock:
+            if series not in self._stored:
+                self._stored[series] = store.points(series)
+            return join_hulls(self._stored[series], self._came.get(series))
 
 
 class OpenSlab:
@@ -40,8 +67,12 @@ class OpenSlab:
         The slab, which part of it is wanted, and what to ask for again. The windows are planned anew, under the lock.
     replies : SimpleQueue
         Where its jobs are to come back.
+    known_points : KnownPoints
+        The run's.
     refetch : bool
         Ask for what is covered as well, and replace it.
+    refetch_absent : bool
+        Ask for what is recorded as absent as well.
 
     Attributes
     ----------
@@ -51,7 +82,16 @@ class OpenSlab:
         Those of them that nobody has been sent for.
     """
 
-    def __init__(self, store: Store, plan: SlabPlan, replies: "SimpleQueue[Job]", *, refetch: bool = False) -> None:
+    def __init__(
+        self,
+        store: Store,
+        plan: SlabPlan,
+        replies: "SimpleQueue[Job]",
+        known_points: KnownPoints,
+        *,
+        refetch: bool = False,
+        refetch_absent: bool = False,
+    ) -> None:
         self.slab: Slab = plan.slab
         self.jobs: set[Job] = set()
         self.queued: deque[Job] = deque()
@@ -62,6 +102,9 @@ class OpenSlab:
         self._again = Spans()
         self._replies = replies
         self._refetch = refetch
+        self._refetch_absent = refetch_absent
+        self._known_points = known_points
+        self._blank: dict[Job, Answer] = {}
         self._coverage: dict[int, Coverage] = {}
         self._parts: defaultdict[int, list[_Part]] = defaultdict(list)
         self._bills: list[Spent] = []
@@ -79,12 +122,18 @@ class OpenSlab:
         """
         self._lock.enter_context(self._store.lock(self.slab, wait=wait))
         self._coverage = {day: self._read_coverage(day) for day in days_of(self._span)}
-        covered = Spans.union(coverage.covered for coverage in self._coverage.values())
-        known = Spans() if self._refetch else covered
+        stored = Coverage.union(self._coverage.values())
+        known = Spans() if self._refetch else stored.covered
+        if self._refetch_absent:
+            known -= stored.absent
         plan = plan_slab(self.slab, self._span, known, self._lookback)
         self._holes = Spans.of([self._span]) - known
         self._lookback = plan.again
-        self._again = Spans.of([self._span]) if self._refetch else plan.again
+        self._again = plan.again
+        if self._refetch:
+            self._again |= Spans.of([self._span])
+        elif self._refetch_absent:
+            self._again |= stored.absent.within(self._span)
         for window in plan.windows:
             self._line_up(Job(window, self._replies))
         self._bills.extend(job.spent for job in self.queued)
@@ -107,17 +156,61 @@ class OpenSlab:
         )
 
     def accept(self, job: Job, answer: Answer) -> Report:
-        """Take an answer in, and write the days that are whole with it."""
+        """Take an answer in, and write the days that are whole with it.
+
+        A window that came without any point is taken in later, when more is known of the series: between points, or
+        next to some, it is asked for once more first, for it may have been a hiccup.
+        """
+        self._known_points.note(self.slab.series, answer.points)
+        job.spent.fruitful = True
+        report = Report(wire_bytes=answer.wire_bytes)
+        if answer.points is None and not job.tries[BLANK] and job.spent.allows(1):
+            self._blank[job] = answer
+        else:
+            report += self._take_in(job, answer)
+        return report + self._settle_blanks()
+
+    def _take_in(self, job: Job, answer: Answer) -> Report:
         for day in days_of(job.window.span):
             span = day_span(day)
-            self._parts[day].append(_Part(answer.snapshots.between(span), answer.coverage.within(span)))
-        job.spent.fruitful = True
+            part = _Part(
+                answer.snapshots.between(span), answer.coverage.within(span), answer.doubtful.within(span), answer.dated
+            )
+            self._parts[day].append(part)
         self.jobs.discard(job)
         return self._write_whole_days(job) + Report(
-            wire_bytes=answer.wire_bytes,
             open=self._count(answer.open & self._holes),
             young=self._count(answer.young & self._holes),
         )
+
+    def _settle_blanks(self) -> Report:
+        """Ask once more for windows that came blank between points; take in the others when nothing else is awaited."""
+        if not self._blank:
+            return Report()
+        points = self._points
+        for job, answer in list(self._blank.items()):
+            if is_odd(answer, job.window, points):
+                self._ask_once_more(job)
+        if len(self._blank) < len(self.jobs):
+            return Report()
+        for job, answer in list(self._blank.items()):
+            if borders_points(answer, job.window, points):
+                self._ask_once_more(job)
+        if len(self._blank) < len(self.jobs):
+            return Report()
+        blank, self._blank = self._blank, {}
+        return sum((self._take_in(job, answer) for job, answer in blank.items()), Report())
+
+    def _ask_once_more(self, job: Job) -> None:
+        LOG.info("asking again: %s: no point came, and the series has some next to it", job.window)
+        del self._blank[job]
+        job.tries[BLANK] += 1
+        self.ask_again(job)
+
+    @property
+    def _points(self) -> Span | None:
+        """From the first to the last point of the series that is known now."""
+        return self._known_points.tell(self.slab.series, self._store)
 
     def ask_again(self, job: Job) -> None:
         """Put a window back in line, first."""
@@ -150,16 +243,17 @@ class OpenSlab:
         """Give a window up; write the days that waited for nothing else."""
         self._given_up.append(job.window.span)
         self.jobs.discard(job)
-        return self._write_whole_days(job)
+        return self._write_whole_days(job) + self._settle_blanks()
 
     def came_to_nothing(self, spent: Spent) -> bool:
         """Whether no part of a window has come, and none is still to come."""
         return not spent.fruitful and all(job.spent is not spent for job in self.jobs)
 
     def abandon(self) -> None:
-        """Give up every window that nobody has been sent for."""
-        self.jobs.difference_update(self.queued)
+        """Give up every window that nobody has been sent for, or of which no point came."""
+        self.jobs.difference_update(self.queued, self._blank)
         self.queued.clear()
+        self._blank.clear()
 
     def close(self) -> Report:
         """Write what has arrived, whole days or not, and let go of the lock."""
@@ -168,7 +262,7 @@ class OpenSlab:
             faults: list[DatasetError] = []
             for day in sorted(self._parts):
                 try:
-                    report += self._write_day(day)
+                    report += self._write_day(day, last=True)
                 except DatasetError as exc:  # the other days may still be written
                     faults.append(exc)
             if faults:
@@ -177,31 +271,49 @@ class OpenSlab:
             return report
 
     def _write_whole_days(self, job: Job) -> Report:
-        """Write the days of a window that no other window is still to come for."""
+        """Write the days of a window, and those that were in doubt, for which no other window is still to come."""
         awaited = [other.window.span for other in self.jobs]
         whole = [
-            day for day in days_of(job.window.span) if all(span.clip(day_span(day)).seconds <= 0 for span in awaited)
+            day
+            for day in sorted(self._parts.keys() | days_of(job.window.span))
+            if all(span.clip(day_span(day)).seconds <= 0 for span in awaited)
         ]
         return sum((self._write_day(day) for day in whole), Report())
 
-    def _write_day(self, day: int) -> Report:
-        """Merge what came for a day into what is on disk, and replace the file if that changes it."""
+    def _write_day(self, day: int, *, last: bool = False) -> Report:
+        """Merge what came for a day into what is on disk, and replace the file if that changes it.
+
+        A day with absences that are not sure yet is left for later, but for the `last` time.
+        """
         parts = self._parts.get(day, [])
-        came = Coverage.union(part.coverage for part in parts)
+        came, doubtful = self._sum_up(parts, complete=last and not self.jobs)
+        if doubtful and not last:
+            return Report()
         known = self._coverage[day].covered
         new, again = came.covered - known, came.covered & known & self._again
         old = self._read_old(day, came) if known and (new or again) else None
-        report = Report()
+        report = Report(young=self._count(doubtful & self._holes))
         if old is None:
             fresh = came.covered if new or again else Spans()
         else:
             difference = self._compare(old, Day(old.series, day, _join(_within(parts, again)), came), again)
-            report = self._count_up(difference)
+            report += self._count_up(difference)
             fresh = new | (again if self._refetch else again - difference.unchanged)
         if fresh:
             report += self._replace_day(day, old, came, _within(parts, fresh), fresh)
         self._parts.pop(day, None)
         return report
+
+    def _sum_up(self, parts: Sequence[_Part], *, complete: bool) -> tuple[Coverage, Spans]:
+        """Return what the parts cover, as far as it is sure by now, and which absences are not."""
+        came = [part.coverage for part in parts]
+        doubtful = Spans()
+        for part in parts:
+            if part.doubtful:
+                sure = settle_doubt(part.doubtful, self._points, complete=complete and part.dated)
+                came.append(Coverage(sure, absent=sure))
+                doubtful |= part.doubtful - sure
+        return Coverage.union(came), doubtful
 
     def _compare(self, old: Day, new: Day, spans: Spans) -> Difference:
         difference = compare_days(old, new, spans)
@@ -236,6 +348,7 @@ class OpenSlab:
         return Report(
             points=sum(piece.points for piece in arrived),
             rows=sum(piece.rows for piece in arrived),
+            absent=self._count(coverage.absent - known.absent),
             days=1,
             bytes_written=size,
             failures=failures,

@@ -140,6 +140,29 @@ class Store:
                 return footer.coverage.covered.hull.start
         return None
 
+    def last_instant(self, series: Series) -> int | None:
+        """Return where a series ends on disk; None where nothing of it is there."""
+        for day in reversed(self.days(series)):
+            covered = self.coverage(series, day).covered
+            if covered:
+                return covered.hull.end
+        return None
+
+    def points(self, series: Series) -> Span | None:
+        """Return the span from the first to the last interval on disk that has a point; None where none has."""
+        days = self.days(series)
+        first = next(self._points_of(series, days), None)
+        last = next(self._points_of(series, reversed(days)), None)
+        return None if first is None or last is None else Span(first.start, last.end)
+
+    def _points_of(self, series: Series, days: Iterable[int]) -> Iterator[Span]:
+        """Yield, for each day that has points, the span from the first to the last."""
+        for day in days:
+            with contextlib.suppress(DatasetError):  # a day that cannot be read says nothing
+                coverage = self.coverage(series, day)
+                if pointed := coverage.covered - coverage.absent:
+                    yield pointed.hull
+
     def tell_damage(self, damage: DamagedError) -> None:
         """Warn, once, that a file counts as not there."""
         if damage.path not in self._told:

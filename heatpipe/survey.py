@@ -19,6 +19,7 @@ def make_plan(
     *,
     last_s: int | None = None,
     refetch: bool = False,
+    refetch_absent: bool = False,
     lookback: int = 0,
 ) -> Plan:
     """Look at what is on disk and plan the rest. Spends nothing.
@@ -37,6 +38,8 @@ def make_plan(
         Length of the span of a target that names no start.
     refetch : bool
         Plan as if nothing were on disk.
+    refetch_absent : bool
+        Plan as if nothing were recorded as absent.
     lookback : int
         How many of the newest intervals on disk to ask for again, as far as that costs no weight.
 
@@ -57,7 +60,10 @@ def make_plan(
         clipped = clip_span(wanted, step, horizon)
         still_open += clipped.open_s // step
         warnings += [f"{target.series.coin}: {warning}" for warning in clipped.warnings]
-        covered = Spans() if refetch else store.covered(target.series, days_of(clipped.span)).within(clipped.span)
+        covered = Spans()
+        if not refetch:
+            stored = store.coverage_of(target.series, days_of(clipped.span))
+            covered = (stored.covered - stored.absent if refetch_absent else stored.covered).within(clipped.span)
         newest = covered.spans[-1].end if covered else 0
         again = Spans.of([(newest - lookback * step, newest)])
         slabs += [

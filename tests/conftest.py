@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
+from email.utils import formatdate
 from pathlib import Path
 from types import FrameType
 from typing import Any, Final
@@ -28,6 +29,8 @@ from heatpipe.sandbox.app import Answered
 NOW_S: Final = 1_774_958_430
 """2026-03-31T12:00:30Z: half a minute into a minute, half a day into a day."""
 TODAY: Final = 1_774_915_200
+DATED: Final = {"Date": formatdate(NOW_S, usegmt=True)}
+"""The header of an upstream whose clock agrees with a `Clock` that has not moved."""
 MINUTE: Final = 60
 HOUR: Final = 3600
 DAY: Final = 86400

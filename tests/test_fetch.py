@@ -8,17 +8,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from queue import Empty, SimpleQueue
 
-import numpy as np
 import pytest
 
 from heatpipe import decode
 from heatpipe.errors import DecodeError, HistoryError, KeyRefusedError, RequestError, SymbolError
-from heatpipe.fetch import BYTES_PER_ROW, ROOM_BYTES, Answer, Crew, Job, Stop, judge
-from heatpipe.model import Series, Snapshots, Span, Spans, Window
+from heatpipe.fetch import BYTES_PER_ROW, ROOM_BYTES, Crew, Job, Stop
+from heatpipe.finality import Answer
+from heatpipe.model import Series, Span, Spans, Window
 from tests.conftest import (
     DAY,
     HOUR,
-    MINUTE,
     TODAY,
     Asked,
     Clock,
@@ -34,87 +33,6 @@ from tests.conftest import (
 BTC = Series("BTC", depth=2)
 NOON = TODAY + 12 * HOUR
 YESTERDAY = TODAY - DAY
-
-
-def points(*starts: int, levels: int = 1) -> Snapshots:
-    stamps = np.array(starts, np.int64) * 1_000_000
-    rows = np.ones(len(starts) * levels)
-    return Snapshots(stamps, np.full(len(starts), levels), rows, rows)
-
-
-def minutes(*spans: tuple[int, int]) -> Spans:
-    """Spans in minutes from noon."""
-    return Spans.of((NOON + MINUTE * start, NOON + MINUTE * end) for start, end in spans)
-
-
-# --- what is final ------------------------------------------------------------------------------------------------
-
-TEN = Window(BTC, Span(NOON, NOON + 600))
-EVERY = points(*range(NOON, NOON + 600, 60))
-
-
-@pytest.mark.parametrize(
-    ("asked_at", "settle_s", "covered", "opened"),
-    [
-        (NOON + 600 + 120, 120, [(0, 10)], []),
-        (NOON + 600 + 119.9, 120, [(0, 9)], [(9, 10)]),
-        (NOON + 600, 0, [(0, 10)], []),
-        (NOON + 599.9, 0, [(0, 9)], [(9, 10)]),
-        (NOON + 180, 120, [(0, 1)], [(1, 10)]),
-        (NOON + 179, 120, [], [(0, 10)]),
-        (NOON - 3600, 120, [], [(0, 10)]),
-        (NOON + DAY, 120, [(0, 10)], []),
-        (0, 120, [], [(0, 10)]),
-    ],
-)
-def test_only_closed_intervals_are_kept(
-    asked_at: float, settle_s: int, covered: list[tuple[int, int]], opened: list[tuple[int, int]]
-) -> None:
-    answer = judge(TEN, EVERY, asked_at, settle_s)
-    assert answer.coverage.covered == minutes(*covered)
-    assert answer.open == minutes(*opened)
-    assert answer.snapshots.points == sum(end - start for start, end in covered)
-    assert not answer.young
-
-
-@pytest.mark.parametrize(
-    ("age_s", "absent", "young"),
-    [
-        (15 * 60, [(4, 6)], []),
-        (15 * 60 - 1, [(4, 5)], [(5, 6)]),
-        (14 * 60, [(4, 5)], [(5, 6)]),
-        (14 * 60 - 1, [], [(4, 6)]),
-    ],
-)
-def test_an_absence_is_believed_when_it_is_a_quarter_of_an_hour_old(
-    age_s: int, absent: list[tuple[int, int]], young: list[tuple[int, int]]
-) -> None:
-    """Counted from the interval's end; two intervals are left out, the later one ends six minutes past noon."""
-    came = points(*(NOON + 60 * at for at in (0, 1, 2, 3, 6, 7, 8, 9)))
-    answer = judge(TEN, came, NOON + 6 * MINUTE + age_s, 0)
-    assert answer.coverage.absent == minutes(*absent)
-    assert answer.young == minutes(*young)
-    assert answer.coverage.covered == minutes((0, 10)) - minutes(*young)
-    assert answer.snapshots.points == 8
-
-
-def test_a_point_without_levels_is_an_answer_however_young() -> None:
-    answer = judge(TEN, points(*range(NOON, NOON + 600, 60), levels=0), NOON + 600, 0)
-    assert answer.coverage.empty == answer.coverage.covered == minutes((0, 10))
-    assert not answer.young
-
-
-def test_an_hour_is_young_a_quarter_of_an_hour_after_its_end() -> None:
-    window = Window(Series("BTC", "HOUR"), Span(NOON, NOON + 2 * HOUR))
-    hour = Spans.of([(NOON + HOUR, NOON + 2 * HOUR)])
-    assert judge(window, Snapshots(), NOON + 2 * HOUR + 899, 0).young == hour
-    assert judge(window, Snapshots(), NOON + 2 * HOUR + 900, 0).coverage.absent == Spans.of([window.span])
-
-
-def test_a_point_between_two_intervals_belongs_to_the_one_it_falls_in() -> None:
-    answer = judge(TEN, points(NOON + 59, NOON + 61), NOON + DAY, 0)
-    assert answer.coverage.present == minutes((0, 2))
-    assert answer.coverage.absent == minutes((2, 10))
 
 
 # --- the crew -----------------------------------------------------------------------------------------------------

@@ -33,6 +33,7 @@ from heatpipe.sandbox import Market
 from heatpipe.store import Store
 from heatpipe.survey import check_plan, make_plan
 from tests.conftest import (
+    DATED,
     DAY,
     HOUR,
     MARKET,
@@ -340,8 +341,9 @@ def test_a_file_is_what_the_contract_says(sandbox: Sandbox, settings: MakeSettin
 def test_a_covered_day_without_rows_is_a_file_without_rows(upstream: MakeUpstream, settings: MakeSettings) -> None:
     def answer(asked: Asked) -> bytes:
         if asked.params["coin"] == "NONE":
-            return http(body=b'{"series":[]}')
-        return http(body=document(asked, dict.fromkeys(asked.starts, ()) if asked.params["coin"] == "BARE" else {}))
+            return http(body=b'{"series":[]}', headers=DATED)
+        points = dict.fromkeys(asked.starts, ()) if asked.params["coin"] == "BARE" else {}
+        return http(body=document(asked, points), headers=DATED)
 
     chosen = settings(upstream(answer).url)
     names = [Series(coin) for coin in ("NONE", "VOID", "BARE")]

@@ -177,7 +177,7 @@ def held(make_sandbox: Callable[..., Sandbox]) -> Iterator[Callable[..., tuple[H
 
     def make(holds: Callable[[str, int], bool] = lambda *_: True) -> tuple[HeldMarket, Sandbox]:
         markets.append(HeldMarket(gaps=True, holds=holds))
-        return markets[-1], make_sandbox(market=markets[-1])
+        return markets[-1], make_sandbox(market=markets[-1], clock=time.time)
 
     yield make
     for market in markets:

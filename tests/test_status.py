@@ -12,6 +12,7 @@ from heatpipe.plan import Horizon
 from heatpipe.status import COUNTS, Tally, take_stock, tally
 from heatpipe.store import Store
 from tests.conftest import (
+    DATED,
     DAY,
     HOUR,
     MINUTE,
@@ -152,7 +153,7 @@ def test_what_failed_is_present_once_it_came(upstream: MakeUpstream, settings: M
 
 
 def test_a_young_absence_is_missing(upstream: MakeUpstream, settings: MakeSettings) -> None:
-    chosen = settings(upstream(lambda _: http(body=b'{"series":[]}')).url)
+    chosen = settings(upstream(lambda _: http(body=b'{"series":[]}', headers=DATED)).url)
     minutes = Series("BTC", depth=2)
     backfill(minutes, TODAY + 11 * HOUR, settings=chosen, clock=Clock())
     (found,) = take_stock(Store(chosen.root), [Target(minutes, TODAY + 11 * HOUR)], chosen, NOW_S)
