@@ -126,13 +126,13 @@ def show_report(
     counts = ("unchanged", "changed", "appeared", "vanished") if flow == "update" else ()
     all_series = _series_of(plan)
     lines = [_report_line(series, reports.get(series, Report()), gaps[series], counts) for series in all_series]
-    titles = ("coin", "rows", "days", "bytes", "weight", *counts, "gaps", "failed windows")
+    titles = ("coin", "rows", "days", "bytes", "weight", "absent", *counts, "gaps", "failed windows")
     pictured = max(reports, key=lambda series: reports[series].rows, default=None)
     text = [
         f"# {flow}",
         "",
         f"{_describe(all_series[0])}, in {show_seconds(seconds)}, into `{settings.root}`.",
-        "Gaps are closed intervals of the span without a snapshot on disk.",
+        "Gaps are closed intervals of the span without a snapshot on disk; absent ones, the API has no point for.",
         "",
         *_table(titles, lines),
         "",
@@ -146,7 +146,7 @@ def show_report(
 
 def _report_line(series: Series, report: Report, gaps: int, counts: Sequence[str]) -> tuple[str, ...]:
     failed = sum(failure.counts and failure.span is not None for failure in report.failures)
-    numbers = [report.weight, *(getattr(report, count) for count in counts), gaps, failed]
+    numbers = [report.weight, report.absent, *(getattr(report, count) for count in counts), gaps, failed]
     return (
         series.coin,
         f"{report.rows:,}",

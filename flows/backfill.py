@@ -30,6 +30,7 @@ def backfill(
     dry_run: bool = False,
     max_weight: int = 0,
     refetch: bool = False,
+    refetch_absent: bool = False,
     data: Text = "",
 ) -> State[Any]:
     """Fetch the liquidation heatmaps that are missing of some coins in a span, and store them as Parquet.
@@ -50,16 +51,20 @@ def backfill(
         dry_run: Only plan, and show what it would cost; spends nothing, needs no key.
         max_weight: Refuse a plan that costs more than this weight. 0 for no limit.
         refetch: Ask again for what is on disk, and replace it.
+        refetch_absent: Ask again for intervals of which the API had nothing.
         data: Folder of the dataset, an absolute path where the flow runs. Empty for that of HEATPIPE_DATA there.
     """
 
     def plan(store: Store, settings: Settings) -> Plan:
         if not coins:
             raise ConfigError("coins is empty: name at least one, such as BTC")
+        if refetch and refetch_absent:
+            raise ConfigError("refetch and refetch_absent exclude each other")
         targets = read_targets(read_series(coins, interval, unit, depth), start, end)
-        return make_plan(targets, store, settings, time.time(), last_s=read_last(last), refetch=refetch)
+        return make_plan(targets, store, settings, time.time(), last_s=read_last(last), **how)
 
-    return run_plan("backfill", plan, data=data, dry_run=dry_run, max_weight=max_weight, refetch=refetch)
+    how = {"refetch": refetch, "refetch_absent": refetch_absent}
+    return run_plan("backfill", plan, data=data, dry_run=dry_run, max_weight=max_weight, **how)
 
 
 app = make_app("backfill", "--coin BTC --last 7d --data /srv/heatpipe")
@@ -73,14 +78,15 @@ def main(
     dry_run: DryRun = False,
     max_weight: cli.MaxWeight = None,
     refetch: cli.Refetch = False,
+    refetch_absent: cli.RefetchAbsent = False,
 ) -> int:
     """Run the flow once."""
     form = {"last": "", **fill_form(series, flags)}
     if not form.get("coins"):
         raise ConfigError("no coin: give --coin BTC, or a --config file with [[series]]")
-    return run_flow(
-        backfill, flags, form | {"dry_run": dry_run, "max_weight": fill_limit(max_weight), "refetch": refetch}
-    )
+    limits = {"dry_run": dry_run, "max_weight": fill_limit(max_weight)}
+    how = {"refetch": refetch, "refetch_absent": refetch_absent}
+    return run_flow(backfill, flags, form | limits | how)
 
 
 if __name__ == "__main__":

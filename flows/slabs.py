@@ -20,6 +20,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from flows.account import Gauge, show_plan, show_report
 from flows.lease import open_lease
 from flows.settings import find_key, load_settings
+from heatpipe import cli
 from heatpipe.config import Settings
 from heatpipe.errors import HeatpipeError, IncompleteError, Stopped
 from heatpipe.fetch import Crew, Stop
@@ -29,7 +30,7 @@ from heatpipe.plan import Plan, SlabPlan
 from heatpipe.progress import show_bytes, show_seconds
 from heatpipe.report import Progress, Report
 from heatpipe.store import Store
-from heatpipe.survey import check_plan
+from heatpipe.survey import check_plan, without_rows
 
 SLABS_AT_ONCE: Final = 2
 """While one slab waits for its last answer, the next is under way."""
@@ -56,7 +57,9 @@ def run_plan(
     data: str,
     dry_run: bool,
     max_weight: int,
+    named: bool = True,
     refetch: bool = False,
+    refetch_absent: bool = False,
 ) -> State[Any]:
     """Plan, say what it costs, fetch, give an account. Spends weight, but for a dry run.
 
@@ -72,8 +75,12 @@ def run_plan(
         End after the plan.
     max_weight : int
         Refuse a plan that costs more; 0 for none.
+    named : bool
+        Whether the coins were asked for by name.
     refetch : bool
         Ask again for what is covered, and replace it.
+    refetch_absent : bool
+        Ask again for what is recorded as absent.
 
     Returns
     -------
@@ -91,7 +98,8 @@ def run_plan(
             costs = _tell_plan(flow, plan, settings, store)
             if dry_run:
                 return Completed(message=f"nothing was fetched: a real run {costs}")
-            return _carry_out(flow, plan, store, settings, refetch=refetch)
+            how = {"refetch": refetch, "refetch_absent": refetch_absent}
+            return _carry_out(flow, plan, store, settings, named=named, **how)
         except HeatpipeError as exc:
             return fail(exc)
 
@@ -157,13 +165,13 @@ class Shared:
         Where to.
     settings : Settings
         With the key.
-    refetch : bool
-        Ask again for what is covered.
+    how : bool
+        What else to ask for, as `carry_out` takes it: `refetch`, `refetch_absent`.
     """
 
-    def __init__(self, plan: Plan, store: Store, settings: Settings, *, refetch: bool) -> None:
+    def __init__(self, plan: Plan, store: Store, settings: Settings, **how: bool) -> None:
         self.store = store
-        self.refetch = refetch
+        self.how = how
         self.stop = Stop()
         self.standing = Standing()
         self.refusal: HeatpipeError | None = None
@@ -240,18 +248,21 @@ class _Book:
         return _Book(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(_Book)))
 
 
-def _carry_out(flow: str, plan: Plan, store: Store, settings: Settings, *, refetch: bool) -> State[Any]:
+def _carry_out(flow: str, plan: Plan, store: Store, settings: Settings, *, named: bool, **how: bool) -> State[Any]:
     """Fill the slabs, give an account of them, and say how it went."""
     began = time.monotonic()
     tidy(plan, store)
     if not plan.requests:
         done = f"nothing to fetch: {plan.intervals - plan.missing:,} intervals are on disk already"
         return Completed(message=done, data=Report().as_document())
-    with Shared(plan, store, settings, refetch=refetch) as shared:
+    with Shared(plan, store, settings, **how) as shared:
         gauge = Gauge(f"{flow}-progress")
         states = _fill_slabs([slab for slab in plan.slabs if slab.windows], shared, gauge)
     total = sum(shared.reports.values(), Report())
     gauge.show(*shared.stands())
+    if named and total.requests:
+        for coin in without_rows(plan, store):
+            get_run_logger().warning("%s: %s", coin, cli.NO_ROWS)
     show_report(flow, plan, shared.reports, total.failures, settings, time.monotonic() - began)
     if shared.refusal is not None:
         raise shared.refusal
@@ -313,7 +324,7 @@ def fill_slab(plan: SlabPlan, shared: Shared) -> State[Any]:
             Plan((plan,)),
             shared.store,
             shared.crew,
-            refetch=shared.refetch,
+            **shared.how,
             on_progress=lambda progress: shared.note(plan, progress),
             standing=shared.standing,
         )
@@ -337,6 +348,7 @@ def _describe(report: Report) -> str:
     return (
         f"{report.rows:,} rows of {report.points:,} snapshots, {report.days:,} days, "
         f"{show_bytes(report.bytes_written)}, {report.requests:,} requests, weight {report.weight:,}"
+        + (f", {report.absent:,} intervals absent" if report.absent else "")
     )
 
 

@@ -15,7 +15,7 @@ from heatpipe.config import Settings
 from heatpipe.errors import ConfigError
 from heatpipe.plan import Plan
 from heatpipe.store import Store
-from heatpipe.survey import choose_to_update, make_update_plan
+from heatpipe.survey import choose_to_update, leave_out_retired, make_update_plan
 from heatpipe.upstream import LOOKBACK
 
 
@@ -38,7 +38,8 @@ def update(
     where the API has changed its mind.
 
     Args:
-        coins: Coins in Hyperliquid's spelling, one a field. Empty for all that are on disk with the three below.
+        coins: Coins in Hyperliquid's spelling, one a field. Empty for all that are on disk with the three below,
+            but for those that HEATPIPE_RETIRED names.
         interval: Time between two snapshots.
         unit: What volumes are counted in: the coin itself, or USD.
         depth: Most price levels per snapshot.
@@ -51,12 +52,13 @@ def update(
     """
 
     def plan(store: Store, settings: Settings) -> Plan:
-        series = read_series(coins, interval, unit, depth)
-        if not series:
+        targets = read_targets(read_series(coins, interval, unit, depth), start)
+        if not targets:
             series = choose_to_update(store, interval=interval, unit=unit, depth=depth)
-        return make_update_plan(read_targets(series, start), store, settings, time.time(), lookback=lookback)
+            targets = leave_out_retired(read_targets(series, start), settings)
+        return make_update_plan(targets, store, settings, time.time(), lookback=lookback)
 
-    return run_plan("update", plan, data=data, dry_run=dry_run, max_weight=max_weight)
+    return run_plan("update", plan, data=data, dry_run=dry_run, max_weight=max_weight, named=bool(coins))
 
 
 app = make_app("update", "--coin BTC --data /srv/heatpipe")

@@ -102,10 +102,12 @@ class SharedFlags:
     """Say what is retried, and why."""
 
 
+NO_ROWS: Final = "the API has sent no row of it, and none is on disk; is the name spelt as Hyperliquid spells it?"
 NO_SERIES: Final = SeriesFlags()
 NO_SHARED: Final = SharedFlags()
 MaxWeight = Annotated[int | None, WHOLE, Parameter(help="Refuse a plan that costs more than this weight.")]
 Refetch = Annotated[bool, Parameter(negative=(), help="Ask again for what is on disk, and replace it.")]
+RefetchAbsent = Annotated[bool, Parameter(negative=(), help="Ask again for intervals of which the API had nothing.")]
 NoWait = Annotated[
     bool, Parameter(negative=(), help="Leave out what another process works on, rather than wait for it.")
 ]
@@ -118,6 +120,7 @@ def plan(
     shared: SharedFlags = NO_SHARED,
     max_weight: MaxWeight = None,
     refetch: Refetch = False,
+    refetch_absent: RefetchAbsent = False,
     update: Annotated[bool, Parameter(negative=(), help="Plan what `heatpipe update` would do.")] = False,
 ) -> int:
     """Say what a backfill would cost and take; spends nothing, needs no key.
@@ -127,14 +130,14 @@ def plan(
     from heatpipe.store import Store
     from heatpipe.survey import check_plan
 
-    if update and refetch:
-        raise ConfigError("--update and --refetch exclude each other")
+    if update + refetch + refetch_absent > 1:
+        raise ConfigError("--update, --refetch and --refetch-absent exclude each other")
     settings = _settings(shared)
     store = Store(settings.root)
     found = (
         _plan_update(series, settings, store, LOOKBACK)
         if update
-        else _plan_backfill(series, settings, store, refetch=refetch)
+        else _plan_backfill(series, settings, store, refetch=refetch, refetch_absent=refetch_absent)
     )
     _warn(found.warnings)
     check_plan(found, store, settings, max_weight)
@@ -152,6 +155,7 @@ def backfill(
     shared: SharedFlags = NO_SHARED,
     max_weight: MaxWeight = None,
     refetch: Refetch = False,
+    refetch_absent: RefetchAbsent = False,
     no_wait: NoWait = False,
 ) -> int:
     """Fetch what is missing in a span; spends weight. The same command again fetches only what did not come.
@@ -160,11 +164,14 @@ def backfill(
     """
     from heatpipe.store import Store
 
+    if refetch and refetch_absent:
+        raise ConfigError("--refetch and --refetch-absent exclude each other")
     settings = _settings(shared)
     settings.key()
     store = Store(settings.root)
-    found = _plan_backfill(series, settings, store, refetch=refetch)
-    return _carry_out(found, settings, store, shared, max_weight=max_weight, refetch=refetch, no_wait=no_wait)
+    how = {"refetch": refetch, "refetch_absent": refetch_absent}
+    found = _plan_backfill(series, settings, store, **how)
+    return _carry_out(found, settings, store, shared, max_weight=max_weight, no_wait=no_wait, **how)
 
 
 @app.command
@@ -191,7 +198,15 @@ def update(
     settings.key()
     store = Store(settings.root)
     found = _plan_update(series, settings, store, lookback)
-    return _carry_out(found, settings, store, shared, max_weight=max_weight, no_wait=no_wait)
+    return _carry_out(
+        found,
+        settings,
+        store,
+        shared,
+        max_weight=max_weight,
+        no_wait=no_wait,
+        named=bool(series.coin or settings.targets),
+    )
 
 
 @app.command
@@ -329,11 +344,11 @@ def sandbox(
 # What commands share
 
 
-def _plan_backfill(series: SeriesFlags, settings: "Settings", store: "Store", *, refetch: bool) -> "Plan":
+def _plan_backfill(series: SeriesFlags, settings: "Settings", store: "Store", **how: bool) -> "Plan":
     from heatpipe.survey import make_plan
 
     targets = _targets(series, settings)
-    return make_plan(targets, store, settings, time.time(), last_s=_last(series), refetch=refetch)
+    return make_plan(targets, store, settings, time.time(), last_s=_last(series), **how)
 
 
 def _plan_update(series: SeriesFlags, settings: "Settings", store: "Store", lookback: int) -> "Plan":
@@ -352,22 +367,34 @@ def _carry_out(
     max_weight: int | None,
     no_wait: bool,
     refetch: bool = False,
+    refetch_absent: bool = False,
+    named: bool = True,
 ) -> int:
-    """Do what a plan says, and tell what was done."""
+    """Do what a plan says, and tell what was done; `named` is whether its coins were asked for by name."""
     from heatpipe.fetch import Crew
     from heatpipe.ingest import carry_out
     from heatpipe.progress import show_progress
-    from heatpipe.survey import check_plan
+    from heatpipe.survey import check_plan, without_rows
 
     _warn(found.warnings)
     check_plan(found, store, settings, max_weight)
     started = time.monotonic()
     try:
         with show_progress(settings, quiet=shared.quiet) as on_progress, Crew(settings) as crew:
-            report = carry_out(found, store, crew, refetch=refetch, wait_for_locks=not no_wait, on_progress=on_progress)
+            report = carry_out(
+                found,
+                store,
+                crew,
+                refetch=refetch,
+                refetch_absent=refetch_absent,
+                wait_for_locks=not no_wait,
+                on_progress=on_progress,
+            )
     except KeyboardInterrupt:
         raise KeyboardInterrupt("what had arrived is on disk, the same command fetches the rest") from None
     seconds = time.monotonic() - started
+    if report.requests and named:
+        _warn(f"{coin}: {NO_ROWS}" for coin in without_rows(found, store))
     for failure in report.failures:
         _say(f"failed: {failure.reason}" if failure.counts else f"left out: {failure.reason}")
     if shared.json:
@@ -421,11 +448,14 @@ def _targets(flags: SeriesFlags, settings: "Settings") -> "list[Target]":
 def _targets_to_update(flags: SeriesFlags, settings: "Settings", store: "Store") -> "list[Target]":
     """Return what a backfill would take; where neither flags nor file name a series, all that is on disk."""
     from heatpipe.config import Target
-    from heatpipe.survey import choose_to_update
+    from heatpipe.survey import choose_to_update, leave_out_retired
 
-    if flags.coin or settings.targets:
+    if flags.coin:
         return _targets(flags, settings)
-    return [Target(series, **_bounds(flags)) for series in choose_to_update(store, **_parts(flags))]
+    if settings.targets:
+        return leave_out_retired(_targets(flags, settings), settings)
+    found = [Target(series, **_bounds(flags)) for series in choose_to_update(store, **_parts(flags))]
+    return leave_out_retired(found, settings)
 
 
 def _targets_on_disk(flags: SeriesFlags, settings: "Settings") -> "list[Target]":
@@ -549,8 +579,10 @@ def _print_report(report: "Report", found: "Plan", seconds: float) -> None:
     print(f"{report.requests:,} requests{planned}, weight {report.weight:,}, {show_bytes(report.wire_bytes)} received")
     if report.asked_again:
         print(f"{report.asked_again:,} intervals were on disk already and asked for again: {_say_difference(report)}")
+    if report.absent:
+        print(f"{report.absent:,} intervals are absent: the API has no point there (--refetch-absent asks again)")
     if report.open or report.young:
-        print(f"{report.open + report.young:,} intervals were open or too young to be called absent: ask again later")
+        print(f"{report.open + report.young:,} intervals are open, or not yet sure to be absent: ask again later")
 
 
 def _say_difference(report: "Report") -> str:

@@ -81,6 +81,8 @@ class Settings:
         Seconds after its end at which an interval is closed.
     root : str
         The dataset's folder.
+    retired : tuple of str
+        Coins that an update of all that is on disk, or of the file's ``[[series]]``, leaves out.
     targets : tuple of Target
         What the file's ``[[series]]`` name.
     """
@@ -96,6 +98,7 @@ class Settings:
     concurrency: int = 4
     settle_s: int = 120
     root: str = DEFAULT_ROOT
+    retired: tuple[str, ...] = ()
     targets: tuple[Target, ...] = ()
 
     def __post_init__(self) -> None:
@@ -172,7 +175,7 @@ class _Field:
         problem = self.problem(value)
         if problem:
             raise ConfigError(f"{place}: {problem}")
-        return value
+        return tuple(value) if isinstance(value, list) else value
 
     def read_text(self, text: str) -> Any:
         try:
@@ -227,6 +230,21 @@ def _root_problem(value: Any) -> str | None:
     return None
 
 
+def _split_names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _coins_problem(value: Any) -> str | None:
+    if not isinstance(value, list | tuple) or not all(isinstance(coin, str) for coin in value):
+        return 'it is not a list of coins, such as ["LUNA", "FTT"]'
+    try:
+        for coin in value:
+            Series(coin)
+    except ConfigError as exc:
+        return str(exc)
+    return None
+
+
 _FIELDS: Final = {
     name: _Field(*spec)
     for name, spec in {
@@ -259,7 +277,7 @@ _FIELDS: Final = {
         ),
         "root": ("dataset", "root", "HEATPIPE_DATA", "--data", str, _root_problem),
     }.items()
-}
+} | {"retired": _Field("dataset", "retired", "HEATPIPE_RETIRED", "retired", _split_names, _coins_problem)}
 
 
 def _read_environment(environment: Mapping[str, str]) -> dict[str, Any]:

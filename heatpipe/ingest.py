@@ -23,6 +23,7 @@ from heatpipe.errors import (
     LockedError,
     RequestError,
     Stopped,
+    SymbolError,
     TooHeavyError,
     UnreachableError,
 )
@@ -46,6 +47,11 @@ ALIKE: Final = 3
 
 ENDS_ALL: Final = (ConfigError, DatasetError, Stopped, UnreachableError)
 """What is so for every window of a run."""
+
+GONE: Final = (
+    "; the coin is on disk: if it is gone for good, name it in HEATPIPE_RETIRED or [dataset] retired, "
+    "and an update leaves it out"
+)
 
 LOG: Final = logging.getLogger("heatpipe")
 
@@ -406,7 +412,8 @@ class _Run:
         series = job.window.series
         if isinstance(fault, RequestError) and not isinstance(fault, HistoryError):
             self._report += slab.drop(job)
-            self._end_series(Failure(series, None, str(fault)))
+            gone = isinstance(fault, SymbolError) and self._store.days(series)
+            self._end_series(Failure(series, None, f"{fault}{GONE if gone else ''}"))
         elif _worth_asking_again(job, fault):
             LOG.info("asking again: %s", fault)
             job.fault = None

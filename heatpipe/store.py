@@ -142,11 +142,19 @@ class Store:
 
     def last_instant(self, series: Series) -> int | None:
         """Return where a series ends on disk; None where nothing of it is there."""
-        for day in reversed(self.days(series)):
-            covered = self.coverage(series, day).covered
-            if covered:
-                return covered.hull.end
+        for day in sorted((day for day, _ in self._day_folders(series)), reverse=True):
+            with contextlib.suppress(DatasetError):  # a day that cannot be read says nothing
+                if covered := self.coverage(series, day).covered:
+                    return covered.hull.end
         return None
+
+    def has_rows(self, series: Series) -> bool:
+        """Whether any day of a series on disk has a row."""
+        for day in reversed(self.days(series)):
+            with contextlib.suppress(DatasetError):  # a day that cannot be read says nothing
+                if self.coverage(series, day).present:
+                    return True
+        return False
 
     def points(self, series: Series) -> Span | None:
         """Return the span from the first to the last interval on disk that has a point; None where none has."""

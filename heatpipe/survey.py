@@ -2,13 +2,23 @@
 
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+from typing import Final
 
 from heatpipe.config import Settings, Target, resolve_span
-from heatpipe.errors import ConfigError
-from heatpipe.model import Series, Spans, days_of
+from heatpipe.errors import ClockError, ConfigError
+from heatpipe.model import Series, Spans, days_of, show_time
 from heatpipe.plan import Plan, SlabPlan, clip_span, estimate, plan_slab, plan_slabs
 from heatpipe.store import Store
 from heatpipe.upstream import LOOKBACK
+
+EARLIEST_NOW: Final = 1_767_225_600
+"""2026-01-01: heatpipe is not older."""
+LATEST_NOW: Final = 3_345_062_400
+"""2076-01-01: nor does anyone plan by this version then."""
+CLOCK_BEHIND_S: Final = 300
+"""What is on disk may have ended so long after now: the clock may have been set meanwhile."""
+CLOCK_WRONG_S: Final = 3600
+"""What ended so long after now proves the clock wrong."""
 
 
 def make_plan(
@@ -47,15 +57,19 @@ def make_plan(
     ------
     ConfigError
         A target cannot be asked for; see `heatpipe.plan.clip_span`.
+    ClockError
+        The clock cannot be right: see `check_clock`.
     """
     if lookback < 0:
         raise ConfigError(f"the lookback is {lookback} intervals: it cannot be negative")
+    check_clock(now)
     slabs: list[SlabPlan] = []
     warnings: list[str] = []
     still_open = 0
     horizon = settings.horizon(now)
     for target in targets:
         step = target.series.interval_s
+        warnings += _compare_with_disk(target.series, store, now)
         wanted = resolve_span(target.start, target.end, last_s, horizon.closed_end(step))
         clipped = clip_span(wanted, step, horizon)
         still_open += clipped.open_s // step
@@ -71,6 +85,29 @@ def make_plan(
             for slab in plan_slabs(target.series, clipped.span)
         ]
     return Plan(tuple(slabs), tuple(dict.fromkeys(warnings)), still_open)
+
+
+def check_clock(now: float) -> None:
+    """Raise a ClockError where no clock can be right."""
+    if not EARLIEST_NOW <= now < LATEST_NOW:
+        raise ClockError(f"the clock of this machine says {show_time(now)}: set it right")
+
+
+def _compare_with_disk(series: Series, store: Store, now: float) -> list[str]:
+    """Return a warning where what is stored ended after now; raise a ClockError where it ended an hour or more after.
+
+    By a clock that is behind, an update would have nothing to fetch.
+    """
+    newest = store.last_instant(series)
+    if newest is None or newest - now <= CLOCK_BEHIND_S:
+        return []
+    behind = (
+        f"the clock of this machine says {show_time(now)}, but {series.coin} is on disk until {show_time(newest)}: "
+        "set it right"
+    )
+    if newest - now > CLOCK_WRONG_S:
+        raise ClockError(behind)
+    return [behind]
 
 
 def make_update_plan(
@@ -100,6 +137,7 @@ def make_update_plan(
     ConfigError
         A target names no start, and nothing of its series is on disk; or as `make_plan`.
     """
+    check_clock(now)
     horizon = settings.horizon(now)
     started: list[Target] = []
     for target in targets:
@@ -108,7 +146,8 @@ def make_update_plan(
             reach = horizon.reach(target.series.interval_s)
             start = max(_first_instant(store, target.series), reach.start)
             if start >= min(reach.end, reach.end if target.end is None else target.end):
-                continue  # all that is wanted is older than the history; or, by a clock set back, nothing is closed
+                _compare_with_disk(target.series, store, now)  # by a clock that is behind, nothing is closed
+                continue  # all that is wanted is older than the history
         started.append(Target(target.series, start, target.end))
     return make_plan(started, store, settings, now, last_s=last_s, lookback=lookback)
 
@@ -120,6 +159,30 @@ def _first_instant(store: Store, series: Series) -> int:
         hint = f" (there is {', '.join(there)})" if there else ""
         raise ConfigError(f"nothing of {series} is on disk{hint}: say with --start from when on it is wanted")
     return first
+
+
+def leave_out_retired(targets: Iterable[Target], settings: Settings) -> list[Target]:
+    """Return the targets whose coins are not retired.
+
+    Raises
+    ------
+    ConfigError
+        All of them are.
+    """
+    found = list(targets)
+    left = [target for target in found if target.series.coin not in settings.retired]
+    if found and not left:
+        raise ConfigError(
+            f"nothing to update: {', '.join(sorted({target.series.coin for target in found}))} are retired "
+            "([dataset] retired, HEATPIPE_RETIRED); name one with --coin to update it all the same"
+        )
+    return left
+
+
+def without_rows(plan: Plan, store: Store) -> list[str]:
+    """Return the coins that a plan asked for and of which no row is on disk: misspelt, perhaps."""
+    asked = dict.fromkeys(slab.slab.series for slab in plan.slabs if slab.windows)
+    return sorted({series.coin for series in asked if not store.has_rows(series)})
 
 
 def choose_to_update(

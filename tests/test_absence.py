@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from collections import Counter
 from collections.abc import Callable
 from email.utils import formatdate
 from pathlib import Path
@@ -9,12 +10,13 @@ from typing import Any
 
 import pytest
 
-from heatpipe.config import Settings
-from heatpipe.errors import ClockError
+from heatpipe.config import Settings, Target
+from heatpipe.errors import ClockError, ConfigError
 from heatpipe.ingest import backfill, update
 from heatpipe.model import Series, Span, Spans
 from heatpipe.report import Report
 from heatpipe.store import Store
+from heatpipe.survey import leave_out_retired, make_plan, make_update_plan, without_rows
 from tests.conftest import (
     DAY,
     HOUR,
@@ -309,3 +311,67 @@ def test_the_first_answer_tells_the_clock_whatever_its_status(upstream: MakeUpst
     with pytest.raises(ClockError):
         fill(settings(server.url), RECENT, RECENT + 2 * DAY)
     assert len(server.asked) == 1
+
+
+@pytest.mark.parametrize("now_s", [0, 1_700_000_000, 4_102_444_800, 9e11])
+def test_a_clock_that_no_clock_can_be_plans_nothing(settings: MakeSettings, now_s: float) -> None:
+    chosen = settings("http://127.0.0.1:1")
+    for plan in (make_plan, make_update_plan):
+        with pytest.raises(ClockError, match="the clock of this machine says"):
+            plan([Target(BTC, TODAY)], Store(chosen.root), chosen, now_s)
+
+
+@pytest.mark.parametrize(("behind_s", "says"), [(0, 0), (200, 0), (1800, 1), (2 * HOUR, 2), (60 * DAY, 2)])
+def test_a_clock_behind_what_is_on_disk_is_not_nothing_to_fetch(
+    upstream: MakeUpstream, settings: MakeSettings, behind_s: int, says: int
+) -> None:
+    chosen = settings(upstream(answering()).url)
+    fill(chosen, TODAY - HOUR)
+    # The newest minute on disk ended two minutes, and some, before now.
+    now_s = NOW_S - 150 - behind_s
+    for plan, target in ((make_plan, Target(BTC, TODAY - HOUR, TODAY)), (make_update_plan, Target(BTC))):
+        if says == 2:
+            with pytest.raises(ClockError, match=r"says 20.*, but BTC is on disk until 2026-03-31T11:58:00Z: set it"):
+                plan([target], Store(chosen.root), chosen, now_s)
+        else:
+            assert len(plan([target], Store(chosen.root), chosen, now_s).warnings) == says
+
+
+# --- coins that are gone ------------------------------------------------------------------------------------------
+
+GONE = json.dumps({"error": "INVALID_SYMBOL", "message": "unknown coin"}).encode()
+
+
+def test_a_coin_that_is_gone_is_named_once_and_can_be_retired(upstream: MakeUpstream, settings: MakeSettings) -> None:
+    """In two intervals and several slabs: one request each, one line each, the way out in it."""
+    gone: list[bool] = []
+    server = upstream(lambda asked: http(400, GONE) if gone and asked.params["coin"] == "GONE" else answering()(asked))
+    chosen = settings(server.url)
+    start = LONG_AGO + SLAB - DAY
+    stored = [Series(coin, depth=2) for coin in ("BTC", "GONE")]
+    backfill(stored, start, start + DAY, settings=chosen, clock=Clock())
+    gone.append(True)
+    before = len(server.asked)
+    report = update(stored, settings=chosen, clock=Clock())
+    (failure,) = report.failures
+    assert failure.series.coin == "GONE"
+    assert "HEATPIPE_RETIRED" in failure.reason
+    assert Counter(asked.params["coin"] for asked in server.asked[before:])["GONE"] == 1
+    assert known(chosen).hull.end > NOW_S - HOUR
+    targets = [Target(series) for series in stored]
+    retired = settings(server.url, retired=("GONE",))
+    assert leave_out_retired(targets, retired) == targets[:1]
+    assert leave_out_retired(targets, chosen) == targets
+    with pytest.raises(ConfigError, match="GONE are retired"):
+        leave_out_retired(targets[1:], retired)
+
+
+def test_a_coin_that_brings_no_row_is_told_by_its_name(upstream: MakeUpstream, settings: MakeSettings) -> None:
+    server = upstream(lambda asked: answering(lambda _: asked.params["coin"] == "BTC", date_s=NOW_S)(asked))
+    chosen = settings(server.url)
+    series = [Series(coin, depth=2) for coin in ("BTC", "BTV", "BTW")]
+    store = Store(chosen.root)
+    plan = make_plan([Target(one, TODAY - DAY, TODAY) for one in series], store, chosen, NOW_S)
+    assert without_rows(plan, store) == ["BTC", "BTV", "BTW"]
+    backfill(series[:2], TODAY - DAY, TODAY, settings=chosen, clock=Clock())
+    assert without_rows(plan, store) == ["BTV", "BTW"]

@@ -47,6 +47,8 @@ class Setting:
     @property
     def toml(self) -> str:
         text = self.texts[0] if isinstance(self.values[0], int | float) else f'"{self.texts[0]}"'
+        if isinstance(self.values[0], tuple):
+            text = f"[{text}]"
         return f"[{self.table}]\n{self.key} = {text}\n"
 
 
@@ -73,6 +75,11 @@ SETTINGS = [
     Setting("concurrency", "api", "concurrency", "HEATPIPE_CONCURRENCY", 4, ("1", "64", "2"), (1, 64, 2)),
     Setting("settle_s", "api", "settle_s", "HEATPIPE_SETTLE_S", 120, ("0", "600", "30"), (0, 600, 30)),
     Setting("root", "dataset", "root", "HEATPIPE_DATA", "data", ("a", "/b/c", "./ä ö"), ("a", "/b/c", "./ä ö")),
+    Setting(
+        *("retired", "dataset", "retired", "HEATPIPE_RETIRED", ()),
+        ("LUNA", " LUNA, PURR/USDC,", "kPEPE"),
+        (("LUNA",), ("LUNA", "PURR/USDC"), ("kPEPE",)),
+    ),
 ]
 
 
@@ -182,6 +189,7 @@ WRONG: dict[str, tuple[str, ...]] = {
     "concurrency": ("0", "65", "-4", "x", "4.5"),
     "settle_s": ("-1", "x", "1.5", "86401"),
     "root": ("s3://bucket/x", "a\0b"),
+    "retired": ("a\tb", "LUNA,x\0"),
 }
 
 
@@ -203,6 +211,7 @@ WRONG_TOML: dict[str, tuple[str, ...]] = {
     "concurrency": ("0", "65", '"4"', "4.0", "true"),
     "settle_s": ("-1", '"120"', "0.5", "true"),
     "root": ('"s3://bucket/x"', '""', "5", "true"),
+    "retired": ('"LUNA"', "[5]", '[""]', '[" LUNA"]', "true"),
 }
 
 
