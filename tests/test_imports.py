@@ -24,6 +24,7 @@ ORDER = (
     "budget",
     "client",
     "decode",
+    "finality",
     "fetch",
     "layout",
     "disk",
