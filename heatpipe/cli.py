@@ -142,7 +142,7 @@ def plan(
     _warn(found.warnings)
     check_plan(found, store, settings, max_weight)
     if shared.json:
-        _print_json(_plan_document(found, settings))
+        _print_plan_json(found, settings)
     else:
         _print_plan(found, settings, store.free_bytes())
     return DONE
@@ -532,16 +532,23 @@ def _plan_document(found: "Plan", settings: "Settings") -> dict[str, Any]:
         "estimated_download_bytes": expected.wire_bytes,
         "estimated_disk_bytes": expected.disk_bytes,
         "warnings": list(found.warnings),
-        "windows": [
-            {
-                "coin": window.series.coin,
-                "from": window.span.start,
-                "period": window.span.seconds,
-                "weight": window.weight,
-            }
-            for window in found.windows
-        ],
     }
+
+
+def _print_plan_json(found: "Plan", settings: "Settings") -> None:
+    """Print the document of a plan, its windows one by one: years of many coins have millions."""
+    from heatpipe.plan import cut_windows, weigh_window
+
+    head = json.dumps(_plan_document(found, settings), indent=2)
+    print(head.removesuffix("\n}"), end=',\n  "windows": [')
+    comma = ""
+    for series, wanted in ((one.slab.series, one.wanted) for one in found.slabs):
+        coin, weight = json.dumps(series.coin), weigh_window(series)
+        for start, end in cut_windows(series, wanted):
+            line = f'{{"coin": {coin}, "from": {start}, "period": {end - start}, "weight": {weight}}}'
+            sys.stdout.write(f"{comma}\n    {line}")
+            comma = ","
+    print("\n  ]\n}")
 
 
 def _print_plan(found: "Plan", settings: "Settings", free_bytes: int) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import tomllib
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time, timedelta
@@ -341,9 +342,9 @@ def _read_targets(tables: Any, file: str) -> tuple[Target, ...]:
             targets.extend(_read_target(table))
         except ConfigError as exc:
             raise ConfigError(f"{place}: {exc}") from exc
-    for number, target in enumerate(targets):
-        if target.series in [other.series for other in targets[:number]]:
-            raise ConfigError(f"{file}: {target.series} stands there twice")
+    for series, times in Counter(target.series for target in targets).items():
+        if times > 1:
+            raise ConfigError(f"{file}: {series} stands there twice")
     return tuple(targets)
 
 

@@ -61,13 +61,18 @@ def plan_slabs(series: Series, span: Span) -> list[Slab]:
 
 
 def plan_windows(series: Series, holes: Spans) -> Iterator[Window]:
-    """Cover the holes of one slab with windows whose weight is the least possible.
+    """Cover the holes of one slab with windows whose weight is the least possible."""
+    return (Window(series, span) for span in cut_windows(series, holes))
+
+
+def cut_windows(series: Series, holes: Spans) -> Iterator[Span]:
+    """Return the spans of `plan_windows`.
 
     Leftmost hole first; a window bridges covered intervals that come along, and ends with the last interval in
     it that is wanted, so that no byte is asked for in vain.
     """
-    reach = POINTS_PER_WINDOW * series.interval_s
-    wanted = list(holes.spans)
+    reach = _reach_of(series)
+    wanted = holes.spans
     at = 0
     start = wanted[0].start if wanted else 0
     while at < len(wanted):
@@ -78,9 +83,31 @@ def plan_windows(series: Series, holes: Spans) -> Iterator[Window]:
             if wanted[at].end > limit:
                 break
             at += 1
-        yield Window(series, Span(start, end))
+        yield Span(start, end)
         if at < len(wanted):
             start = max(end, wanted[at].start)
+
+
+def count_windows(series: Series, holes: Spans) -> int:
+    """Return how many windows `plan_windows` makes, without making them."""
+    reach = _reach_of(series)
+    count = limit = 0  # where the last window may end
+    for hole in holes:
+        start = max(hole.start, limit)
+        if start < hole.end:
+            more = -(-(hole.end - start) // reach)
+            count += more
+            limit = start + more * reach
+    return count
+
+
+def weigh_window(series: Series) -> int:
+    """Return what one window of a plan, or a part of one, costs: all of them lie within the same step of weight."""
+    return LIQUIDATIONS.weigh(POINTS_PER_WINDOW, series.depth)
+
+
+def _reach_of(series: Series) -> int:
+    return POINTS_PER_WINDOW * series.interval_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +193,7 @@ def clip_span(wanted: Span, interval_s: int, horizon: Horizon) -> Clipped:
 
 @dataclass(frozen=True, slots=True)
 class SlabPlan:
-    """What to ask for in one slab.
+    """What to ask for in one slab. It counts its windows, and holds none: years of many coins have millions.
 
     Parameters
     ----------
@@ -174,8 +201,10 @@ class SlabPlan:
         Where.
     span : Span
         The part of the slab that is wanted.
-    windows : tuple of Window
-        The requests, in order of time; none where all is covered.
+    wanted : Spans
+        What of it is asked for; nothing where all is covered.
+    requests : int
+        The number of windows that takes.
     missing_s : int
         Seconds of the span that are not covered.
     again : Spans
@@ -184,14 +213,20 @@ class SlabPlan:
 
     slab: Slab
     span: Span
-    windows: tuple[Window, ...]
+    wanted: Spans
+    requests: int
     missing_s: int
     again: Spans = NOTHING
 
     @property
+    def windows(self) -> tuple[Window, ...]:
+        """The requests, in order of time; made anew each time."""
+        return tuple(plan_windows(self.slab.series, self.wanted))
+
+    @property
     def weight(self) -> int:
         """What its requests cost."""
-        return sum(window.weight for window in self.windows)
+        return self.requests * weigh_window(self.slab.series)
 
     def __str__(self) -> str:
         return f"{self.slab.series.coin} {self.slab.series.interval} {_show_days(self.span)}"
@@ -215,7 +250,8 @@ def plan_slab(slab: Slab, span: Span, covered: Spans, lookback: Spans = NOTHING)
     wanted = slab.span.clip(span)
     holes = Spans.of([wanted]) - covered
     again = _ride_along(slab.series, holes, (lookback & covered).within(wanted))
-    return SlabPlan(slab, wanted, tuple(plan_windows(slab.series, holes | again)), holes.seconds, again)
+    asked = holes | again
+    return SlabPlan(slab, wanted, asked, count_windows(slab.series, asked), holes.seconds, again)
 
 
 def _ride_along(series: Series, holes: Spans, lookback: Spans) -> Spans:
@@ -228,7 +264,7 @@ def _ride_along(series: Series, holes: Spans, lookback: Spans) -> Spans:
         return lookback.within(Span(end - intervals * series.interval_s, end))
 
     def weigh(intervals: int) -> int:
-        return sum(window.weight for window in plan_windows(series, holes | newest(intervals)))
+        return count_windows(series, holes | newest(intervals))
 
     # More to ask for never weighs less, so that the first number that weighs more can be searched for by halves.
     every = range(1, lookback.hull.seconds // series.interval_s + 1)
@@ -254,14 +290,14 @@ class Plan:
     open: int = 0
 
     @property
-    def windows(self) -> list[Window]:
-        """All windows, in the order of work."""
-        return [window for slab in self.slabs for window in slab.windows]
+    def windows(self) -> Iterator[Window]:
+        """All windows, in the order of work, made as they are asked for."""
+        return (window for slab in self.slabs for window in plan_windows(slab.slab.series, slab.wanted))
 
     @property
     def requests(self) -> int:
         """Number of requests, if none has to be repeated or split."""
-        return sum(len(slab.windows) for slab in self.slabs)
+        return sum(slab.requests for slab in self.slabs)
 
     @property
     def weight(self) -> int:

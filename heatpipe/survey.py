@@ -1,5 +1,6 @@
 """What is wanted against what is on disk: which series are meant, a plan, whether it may be done. Spends nothing."""
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from typing import Final
@@ -7,7 +8,7 @@ from typing import Final
 from heatpipe.config import Settings, Target, resolve_span
 from heatpipe.errors import ClockError, ConfigError
 from heatpipe.model import Series, Spans, days_of, show_time
-from heatpipe.plan import Plan, SlabPlan, clip_span, estimate, plan_slab, plan_slabs
+from heatpipe.plan import Plan, SlabPlan, clip_span, estimate, plan_slab, plan_slabs, weigh_window
 from heatpipe.store import Store
 from heatpipe.upstream import LOOKBACK
 
@@ -19,6 +20,8 @@ CLOCK_BEHIND_S: Final = 300
 """What is on disk may have ended so long after now: the clock may have been set meanwhile."""
 CLOCK_WRONG_S: Final = 3600
 """What ended so long after now proves the clock wrong."""
+MOST_NAMED: Final = 3
+"""Coins that a warning names; the others are counted."""
 
 
 def make_plan(
@@ -64,16 +67,18 @@ def make_plan(
         raise ConfigError(f"the lookback is {lookback} intervals: it cannot be negative")
     check_clock(now)
     slabs: list[SlabPlan] = []
-    warnings: list[str] = []
+    warned: defaultdict[str, list[str]] = defaultdict(list)
+    behind: tuple[str, ...] = ()
     still_open = 0
     horizon = settings.horizon(now)
     for target in targets:
         step = target.series.interval_s
-        warnings += _compare_with_disk(target.series, store, now)
+        behind = _compare_with_disk(target.series, store, now) or behind  # each may prove the clock wrong
         wanted = resolve_span(target.start, target.end, last_s, horizon.closed_end(step))
         clipped = clip_span(wanted, step, horizon)
         still_open += clipped.open_s // step
-        warnings += [f"{target.series.coin}: {warning}" for warning in clipped.warnings]
+        for warning in clipped.warnings:
+            warned[warning].append(target.series.coin)
         covered = Spans()
         if not refetch:
             stored = store.coverage_of(target.series, days_of(clipped.span))
@@ -84,7 +89,15 @@ def make_plan(
             plan_slab(slab, clipped.span, covered.within(slab.span), again)
             for slab in plan_slabs(target.series, clipped.span)
         ]
-    return Plan(tuple(slabs), tuple(dict.fromkeys(warnings)), still_open)
+    history = (f"{_name_some(coins)}: {warning}" for warning, coins in warned.items())
+    return Plan(tuple(slabs), (*behind, *history), still_open)
+
+
+def _name_some(coins: Iterable[str]) -> str:
+    """Name a few coins, each once, and count the others."""
+    names = list(dict.fromkeys(coins))
+    more = len(names) - MOST_NAMED
+    return ", ".join(names[:MOST_NAMED]) + (f" and {more:,} more" if more > 0 else "")
 
 
 def check_clock(now: float) -> None:
@@ -93,25 +106,25 @@ def check_clock(now: float) -> None:
         raise ClockError(f"the clock of this machine says {show_time(now)}: set it right")
 
 
-def _compare_with_disk(series: Series, store: Store, now: float) -> list[str]:
+def _compare_with_disk(series: Series, store: Store, now: float) -> tuple[str, ...]:
     """Return a warning where what is stored ended after now; raise a ClockError where it ended an hour or more after.
 
     By a clock that is behind, an update would have nothing to fetch.
     """
     covered_end = store.last_instant(series)
     if covered_end is None or covered_end - now <= CLOCK_BEHIND_S:
-        return []
+        return ()
     points = store.points(series)  # an absence proves nothing: a clock that was ahead may have stored it
     newest = now if points is None else points.end
     if newest - now <= CLOCK_BEHIND_S:
-        return []
+        return ()
     behind = (
         f"the clock of this machine says {show_time(now)}, but {series.coin} is on disk until {show_time(newest)}: "
         "set it right"
     )
     if newest - now > CLOCK_WRONG_S:
         raise ClockError(behind)
-    return [behind]
+    return (behind,)
 
 
 def make_update_plan(
@@ -226,7 +239,7 @@ def check_plan(plan: Plan, store: Store, settings: Settings, max_weight: int | N
         raise ConfigError(f"--max-weight {max_weight} is negative")
     if max_weight is not None and plan.weight > max_weight:
         raise ConfigError(f"the plan costs a weight of {plan.weight:,}, allowed are {max_weight:,} (--max-weight)")
-    heaviest = max((window.weight for window in plan.windows), default=0)
+    heaviest = max((weigh_window(slab.slab.series) for slab in plan.slabs if slab.requests), default=0)
     if heaviest > settings.burst:
         raise ConfigError(f"one request weighs {heaviest}, the budget's burst is only {settings.burst}")
     free, needed = store.free_bytes(), estimate(plan).disk_bytes

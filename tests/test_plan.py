@@ -17,11 +17,13 @@ from heatpipe.plan import (
     Plan,
     Slab,
     clip_span,
+    count_windows,
     estimate,
     plan_slab,
     plan_slabs,
     plan_windows,
     slab_days,
+    weigh_window,
 )
 from heatpipe.upstream import LIQUIDATIONS, Interval
 
@@ -74,6 +76,8 @@ def least_weight(wanted: NDArray[np.bool_], depth: int) -> int:
 def test_windows_cover_the_holes_at_the_least_weight_of_all_cuts(points: list[tuple[int, int]], depth: int) -> None:
     series = Series("BTC", depth=depth)
     windows = list(plan_windows(series, holes_of(points)))
+    assert count_windows(series, holes_of(points)) == len(windows)
+    assert {window.weight for window in windows} <= {weigh_window(series)}
     size = max((end for _, end in points), default=0)
     assert sum(window.weight for window in windows) == least_weight(wanted_of(points, size), depth)
 
@@ -96,6 +100,7 @@ def test_no_cut_is_cheaper_because_the_windows_begin_a_thousand_points_apart(
     series = Series("BTC", interval, depth=depth)
     holes = holes_of(points, series)
     windows = list(plan_windows(series, holes))
+    assert count_windows(series, holes) == len(windows)
     reach = 1000 * series.interval_s
     assert all(later.span.start - sooner.span.start >= reach for sooner, later in pairwise(windows))
     assert all(Spans.of([(window.span.start, window.span.start + 1)]) & holes for window in windows)
