@@ -15,7 +15,7 @@ from heatpipe.config import Settings, Target
 from heatpipe.errors import HeatpipeError
 from heatpipe.heatmap import build_heatmap, paint
 from heatpipe.model import Series, Span, show_time
-from heatpipe.plan import Plan, estimate
+from heatpipe.plan import Plan, SlabPlan, estimate
 from heatpipe.progress import show_bytes, show_seconds
 from heatpipe.report import Failure, Report
 from heatpipe.status import take_stock
@@ -51,7 +51,7 @@ def show_plan(flow: str, plan: Plan, settings: Settings, free_bytes: int) -> Non
         "",
         *_table(
             ("coin", "from (UTC)", "to", "intervals", "to fetch", "slabs", "requests", "weight"),
-            [_plan_line(series, plan) for series in _series_of(plan)],
+            [_plan_line(series, slabs) for series, slabs in _by_series(plan).items()],
         ),
         "",
         f"* {price} ({budget})",
@@ -63,14 +63,13 @@ def show_plan(flow: str, plan: Plan, settings: Settings, free_bytes: int) -> Non
         create_markdown_artifact("\n".join(lines), key=f"{flow}-plan", description=f"what this {flow} asks for")
 
 
-def _plan_line(series: Series, plan: Plan) -> tuple[str, ...]:
-    slabs = [slab for slab in plan.slabs if slab.slab.series == series]
-    span = _span_of(series, plan)
+def _plan_line(series: Series, slabs: Sequence[SlabPlan]) -> tuple[str, ...]:
+    span = _span_of(slabs)
     numbers = (
         sum(slab.span.seconds for slab in slabs) // series.interval_s,
         sum(slab.missing_s for slab in slabs) // series.interval_s,
-        sum(bool(slab.windows) for slab in slabs),
-        sum(len(slab.windows) for slab in slabs),
+        sum(bool(slab.requests) for slab in slabs),
+        sum(slab.requests for slab in slabs),
         sum(slab.weight for slab in slabs),
     )
     return series.coin, _minute(span.start), _minute(span.end), *(f"{number:,}" for number in numbers)
@@ -122,9 +121,10 @@ def show_report(
     seconds : float
         How long it took.
     """
-    gaps = _count_gaps(plan, settings)
+    spans = {series: _span_of(slabs) for series, slabs in _by_series(plan).items()}
+    gaps = _count_gaps(spans, settings)
     counts = ("unchanged", "changed", "appeared", "vanished") if flow == "update" else ()
-    all_series = _series_of(plan)
+    all_series = list(spans)
     lines = [_report_line(series, reports.get(series, Report()), gaps[series], counts) for series in all_series]
     titles = ("coin", "rows", "days", "bytes", "weight", "absent", *counts, "gaps", "failed windows")
     pictured = max(reports, key=lambda series: reports[series].rows, default=None)
@@ -137,7 +137,7 @@ def show_report(
         *_table(titles, lines),
         "",
         *_list_failures(failures),
-        *([] if pictured is None else _picture(pictured, _span_of(pictured, plan), settings.root)),
+        *([] if pictured is None else _picture(pictured, spans[pictured], settings.root)),
         *_queries(settings.root, all_series[0] if pictured is None else pictured),
     ]
     with _server_may_be_away():
@@ -156,8 +156,8 @@ def _report_line(series: Series, report: Report, gaps: int, counts: Sequence[str
     )
 
 
-def _count_gaps(plan: Plan, settings: Settings) -> dict[Series, int]:
-    targets = [Target(series, *_span_of(series, plan)) for series in _series_of(plan)]
+def _count_gaps(spans: Mapping[Series, Span], settings: Settings) -> dict[Series, int]:
+    targets = [Target(series, *span) for series, span in spans.items()]
     tallies = take_stock(Store(settings.root), targets, settings, time.time())
     return {tally.series: tally.absent + tally.failed + tally.missing for tally in tallies}
 
@@ -242,12 +242,15 @@ def show_findings(findings: Findings, root: str) -> None:
         create_markdown_artifact("\n".join(lines), key="verify-report", description="what was verified")
 
 
-def _series_of(plan: Plan) -> list[Series]:
-    return list(dict.fromkeys(slab.slab.series for slab in plan.slabs))
+def _by_series(plan: Plan) -> dict[Series, list[SlabPlan]]:
+    found: dict[Series, list[SlabPlan]] = {}
+    for slab in plan.slabs:
+        found.setdefault(slab.slab.series, []).append(slab)
+    return found
 
 
-def _span_of(series: Series, plan: Plan) -> Span:
-    spans = [slab.span for slab in plan.slabs if slab.slab.series == series]
+def _span_of(slabs: Iterable[SlabPlan]) -> Span:
+    spans = [slab.span for slab in slabs]
     return Span(min(span.start for span in spans), max(span.end for span in spans))
 
 

@@ -177,7 +177,7 @@ class Shared:
         self.refusal: HeatpipeError | None = None
         self.reports: dict[Series, Report] = {}
         self.settings = settings
-        self._books = {slab.slab: _Book(weight_left=slab.weight) for slab in plan.slabs if slab.windows}
+        self._books = {slab.slab: _Book(weight_left=slab.weight) for slab in plan.slabs if slab.requests}
         self._lock = Lock()
         self._began = time.monotonic()
         with contextlib.ExitStack() as opened:
@@ -218,7 +218,8 @@ class Shared:
 
     def stands(self) -> tuple[float, str]:
         """Return the share that is done, and where the run stands in words."""
-        total = sum(self._books.values(), _Book())
+        books = list(self._books.values())  # of years of many coins there are some ten thousand
+        total = _Book(*(sum(getattr(book, f.name) for book in books) for f in fields(_Book)))
         weight = total.weight + total.weight_left
         words = f"{total.done:,} of {len(self._books):,} slabs"
         if total.weight_left and not self.stop.is_set():
@@ -237,15 +238,12 @@ class Shared:
 
 @dataclass(frozen=True, slots=True)
 class _Book:
-    """Where one slab stands; books add up."""
+    """Where one slab, or all of them together, stand."""
 
     rows: int = 0
     weight: int = 0
     weight_left: int = 0
     done: int = 0
-
-    def __add__(self, other: "_Book") -> "_Book":
-        return _Book(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(_Book)))
 
 
 def _carry_out(flow: str, plan: Plan, store: Store, settings: Settings, *, named: bool, **how: bool) -> State[Any]:
@@ -257,7 +255,7 @@ def _carry_out(flow: str, plan: Plan, store: Store, settings: Settings, *, named
         return Completed(message=done, data=Report().as_document())
     with Shared(plan, store, settings, **how) as shared:
         gauge = Gauge(f"{flow}-progress")
-        states = _fill_slabs([slab for slab in plan.slabs if slab.windows], shared, gauge)
+        states = _fill_slabs([slab for slab in plan.slabs if slab.requests], shared, gauge)
     total = sum(shared.reports.values(), Report())
     gauge.show(*shared.stands())
     if named and total.requests:
@@ -337,7 +335,7 @@ def fill_slab(plan: SlabPlan, shared: Shared) -> State[Any]:
     reasons = [failure.reason for failure in report.failures if failure.counts]
     if reasons:
         return Failed(message=_name_some(reasons))
-    if plan.slab.series in shared.standing.ended and report.requests < len(plan.windows):
+    if plan.slab.series in shared.standing.ended and report.requests < plan.requests:
         return Cancelled(message=f"{plan}: cut short, {plan.slab.series} was given up")
     return Completed(message=f"{plan}: {_describe(report)}")  # Prefect logs it: the one line of this slab
 

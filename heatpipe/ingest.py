@@ -3,8 +3,8 @@
 import contextlib
 import logging
 import time
-from collections import defaultdict, deque
-from collections.abc import Callable, Sequence
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from queue import Empty, SimpleQueue
@@ -29,7 +29,7 @@ from heatpipe.errors import (
 )
 from heatpipe.fetch import POLL_S, Crew, Job, Stop
 from heatpipe.model import Series, show_time
-from heatpipe.plan import Plan, SlabPlan
+from heatpipe.plan import Plan, Slab, SlabPlan, weigh_window
 from heatpipe.report import Failure, Progress, Report
 from heatpipe.slab import KnownPoints, OpenSlab
 from heatpipe.store import Store
@@ -265,7 +265,7 @@ def carry_out(
         As `backfill`.
     """
     tidy(plan, store)
-    slabs = [slab for slab in plan.slabs if slab.windows]
+    slabs = [slab for slab in plan.slabs if slab.requests]
     run = _Run(
         crew,
         store,
@@ -285,10 +285,53 @@ def tidy(plan: Plan, store: Store) -> None:
     A slab in which something is missing is not looked at: whoever fills it removes its records.
     """
     store.sweep()
-    for slab in [one.slab for one in plan.slabs if not one.windows]:
-        if store.quarantined(slab.series).within(slab.span):
-            with contextlib.suppress(DatasetError), store.lock(slab):
-                store.release(slab.series, slab.span)
+    idle: defaultdict[Series, list[Slab]] = defaultdict(list)
+    for one in plan.slabs:
+        if not one.requests:
+            idle[one.slab.series].append(one.slab)
+    for series, slabs in idle.items():
+        records = store.quarantined(series)  # once: there may be a hundred thousand
+        for slab in slabs:
+            if records.within(slab.span):
+                with contextlib.suppress(DatasetError), store.lock(slab):
+                    store.release(series, slab.span)
+
+
+class _Waiting:
+    """Slabs that are still to be opened, in line, and what they come to: told after every answer, so counted along."""
+
+    def __init__(self, slabs: Iterable[SlabPlan]) -> None:
+        self.windows = self.weight = 0
+        self._line: deque[SlabPlan] = deque()
+        self._windows_of: Counter[Series] = Counter()
+        self._counted_out: set[Series] = set()
+        for slab in slabs:
+            self.put(slab)
+
+    def __len__(self) -> int:
+        return len(self._line)
+
+    def put(self, plan: SlabPlan) -> None:
+        """Put a slab in line, last."""
+        self._line.append(plan)
+        self._count(plan.slab.series, plan.requests)
+
+    def take(self) -> SlabPlan:
+        """Take the first slab out of the line."""
+        plan = self._line.popleft()
+        self._count(plan.slab.series, -plan.requests)
+        return plan
+
+    def count_out(self, series: Series) -> None:
+        """Count the slabs of a series that has ended no more; they stay in line."""
+        self._count(series, -self._windows_of[series])
+        self._counted_out.add(series)
+
+    def _count(self, series: Series, windows: int) -> None:
+        if series not in self._counted_out:
+            self._windows_of[series] += windows
+            self.windows += windows
+            self.weight += windows * weigh_window(series)
 
 
 class _Run:
@@ -313,7 +356,7 @@ class _Run:
         self._refetch_absent = refetch_absent
         self._wait_for_locks = wait_for_locks
         self._on_progress = on_progress or (lambda _: None)
-        self._waiting = deque(slabs)
+        self._waiting = _Waiting(slabs)
         self._open: list[OpenSlab] = []
         self._replies: SimpleQueue[Job] = SimpleQueue()
         self._in_flight = 0
@@ -346,20 +389,21 @@ class _Run:
     def _open_next(self) -> bool:
         """Lock and plan the next slab that nobody else works on; return whether there was one."""
         for _ in range(len(self._waiting)):
-            plan = self._waiting.popleft()
+            plan = self._waiting.take()
             if plan.slab.series in self._standing.ended:
+                self._waiting.count_out(plan.slab.series)
                 continue
             try:
                 self._open_slab(plan, wait=None)
             except LockedError as exc:
                 if self._wait_for_locks:
-                    self._waiting.append(plan)
+                    self._waiting.put(plan)
                 else:
                     self._report += Report(failures=(Failure(plan.slab.series, plan.span, str(exc)),))
             else:
                 return True
         if self._waiting and not self._in_flight:
-            self._open_slab(self._waiting.popleft(), wait=self._crew.stop.sleep)
+            self._open_slab(self._waiting.take(), wait=self._crew.stop.sleep)
             return True
         return False
 
@@ -447,6 +491,7 @@ class _Run:
     def _end_series(self, failure: Failure) -> None:
         if failure.series not in self._standing.ended:
             self._standing.ended.add(failure.series)
+            self._waiting.count_out(failure.series)
             self._report += Report(failures=(failure,))
         for slab in [slab for slab in self._open if slab.slab.series == failure.series]:
             slab.abandon()
@@ -459,14 +504,13 @@ class _Run:
         self._tell()
 
     def _tell(self) -> None:
-        jobs = [job for slab in self._open for job in slab.jobs]
-        waiting = [plan for plan in self._waiting if plan.slab.series not in self._standing.ended]
+        jobs = [(len(slab.jobs), slab.slab.series) for slab in self._open]
         self._on_progress(
             Progress(
                 done=sum((slab.bill for slab in self._open), self._report),
                 windows_done=self._windows_done,
-                windows=self._windows_done + len(jobs) + sum(len(plan.windows) for plan in waiting),
-                weight_left=sum(job.window.weight for job in jobs) + sum(plan.weight for plan in waiting),
+                windows=self._windows_done + sum(count for count, _ in jobs) + self._waiting.windows,
+                weight_left=sum(count * weigh_window(series) for count, series in jobs) + self._waiting.weight,
             )
         )
 

@@ -198,7 +198,7 @@ def leave_out_retired(targets: Iterable[Target], settings: Settings) -> list[Tar
 
 def without_rows(plan: Plan, store: Store) -> list[str]:
     """Return the coins that a plan asked for and of which no row is on disk: misspelt, perhaps."""
-    asked = dict.fromkeys(slab.slab.series for slab in plan.slabs if slab.windows)
+    asked = dict.fromkeys(slab.slab.series for slab in plan.slabs if slab.requests)
     return sorted({series.coin for series in asked if not store.has_rows(series)})
 
 

@@ -7,13 +7,16 @@ import numpy as np
 import pytest
 
 from heatpipe.config import Settings, Target
+from heatpipe.fetch import Crew
 from heatpipe.heatmap import build_heatmap
+from heatpipe.ingest import carry_out
 from heatpipe.layout import Day, day_path
 from heatpipe.model import Coverage, Series, Snapshots, Span, Spans, day_span
+from heatpipe.report import Progress
 from heatpipe.status import take_stock
 from heatpipe.store import Store, encode_file
-from heatpipe.survey import make_update_plan
-from tests.conftest import DAY, MINUTE, NOW_S, TODAY, count_lines
+from heatpipe.survey import check_plan, make_plan, make_update_plan
+from tests.conftest import DAY, MINUTE, NOW_S, TODAY, Clock, MakeSettings, MakeUpstream, count_lines, honest
 
 BTC = Series("BTC")
 ABSENT_A_DAY = 60
@@ -35,6 +38,10 @@ def span_of(days: int) -> Span:
     return Span(TODAY - days * DAY, TODAY)
 
 
+def name_coins(coins: int) -> list[Target]:
+    return [Target(Series(f"C{number:04}", depth=2), TODAY - 300 * DAY, TODAY) for number in range(coins)]
+
+
 WORK: dict[str, Callable[[str, Span], object]] = {
     "status": lambda root, span: take_stock(Store(root), [Target(BTC, *span)], Settings(root=root), NOW_S),
     "plan --update": lambda root, _: make_update_plan([Target(BTC)], Store(root), Settings(root=root), NOW_S),
@@ -52,3 +59,54 @@ def test_twice_the_days_are_twice_the_work(tmp_path: Path, name: str) -> None:
 
     work(1)  # imports
     assert work(40) < 2.5 * work(20)
+
+
+def test_twice_the_coins_are_twice_the_plan_and_one_warning(tmp_path: Path) -> None:
+    def work(coins: int) -> int:
+        chosen = Settings(root=str(tmp_path), history_days=100)
+
+        def plan() -> None:
+            found = make_plan(name_coins(coins), Store(chosen.root), chosen, NOW_S)
+            check_plan(found, Store(chosen.root), chosen)
+            assert found.requests == coins * -(-100 * 1440 // 1000)
+            assert found.weight == sum(window.weight for window in found.windows)
+            assert [warning.split(":")[0] for warning in found.warnings] == [
+                f"C0000, C0001, C0002 and {coins - 3} more"
+            ]
+
+        return count_lines(plan)
+
+    assert work(20) < 2.5 * work(10)
+
+
+def test_twice_the_coins_in_a_file_are_twice_the_work(tmp_path: Path) -> None:
+    def work(coins: int) -> int:
+        file = tmp_path / f"{coins}.toml"
+        file.write_text(f"[[series]]\ncoins = {[f'C{number}' for number in range(coins)]}")
+        return count_lines(lambda: Settings.load(file=str(file), environment={}))
+
+    assert work(400) < 2.5 * work(200)
+
+
+def test_an_answer_costs_the_same_whatever_is_still_ahead(
+    upstream: MakeUpstream, settings: MakeSettings, tmp_path: Path
+) -> None:
+    server = upstream(honest)
+
+    def work(coins: int, answers: int) -> int:
+        """Count what the engine's own thread does until so many answers have come."""
+        chosen = settings(server.url, root=str(tmp_path / f"{coins}-{answers}"))
+        plan = make_plan(name_coins(coins), Store(chosen.root), chosen, NOW_S)
+
+        def stop(progress: Progress) -> None:
+            if progress.windows_done == answers:
+                raise InterruptedError
+
+        def run() -> None:
+            with Crew(chosen, clock=Clock()) as crew, pytest.raises(InterruptedError):
+                carry_out(plan, Store(chosen.root), crew, on_progress=stop)
+
+        return count_lines(run)
+
+    one, many = (work(coins, 21) - work(coins, 1) for coins in (1, 300))
+    assert many < 1.25 * one

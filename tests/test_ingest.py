@@ -27,7 +27,7 @@ from heatpipe.errors import ConfigError, DatasetError, HeatpipeError, KeyRefused
 from heatpipe.fetch import Stop
 from heatpipe.ingest import backfill
 from heatpipe.model import Series, Span, Spans, days_of
-from heatpipe.plan import plan_slabs
+from heatpipe.plan import plan_slab, plan_slabs
 from heatpipe.report import Progress, Report
 from heatpipe.sandbox import Market
 from heatpipe.store import Store
@@ -1234,6 +1234,22 @@ def test_progress_adds_up_to_the_report(upstream: MakeUpstream, settings: MakeSe
     assert told[-1].done == report
     done = [progress.windows_done for progress in told]
     assert done == sorted(done)
+
+
+def test_what_a_coin_that_is_refused_would_have_cost_is_no_longer_ahead(
+    upstream: MakeUpstream, settings: MakeSettings
+) -> None:
+    server = upstream(lambda asked: http(400) if asked.params["coin"] == "GONE" else honest(asked))
+    span = Span(TODAY - 300 * DAY, TODAY)
+    gone, other = (Series(coin, "HOUR", depth=2) for coin in ("GONE", "BTC"))
+    requests = sum(plan_slab(slab, span, Spans()).requests for slab in plan_slabs(other, span))
+    told: list[Progress] = []
+    fill(settings(server.url, concurrency=1), [gone, other], *span, on_progress=told.append)
+    assert told[0].windows == 2 * requests
+    refused = next(progress for progress in told if progress.windows_done)
+    assert refused.windows <= requests + 2  # what was refused, and what was on its way then
+    assert all(progress.weight_left == 5 * (progress.windows - progress.windows_done) >= 0 for progress in told)
+    assert (told[-1].windows_done, told[-1].weight_left) == (told[-1].windows, 0)
 
 
 def test_days_are_written_once_each(upstream: MakeUpstream, settings: MakeSettings) -> None:
