@@ -1,6 +1,7 @@
 """Flags, environment and TOML file to Settings, in that order of precedence. Reads one file and the environment."""
 
 import os
+import re
 import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -161,6 +162,18 @@ def default_root() -> str:
     return os.environ.get("HEATPIPE_DATA") or DEFAULT_ROOT
 
 
+def choose_root(root: str | os.PathLike[str] | None) -> str:
+    """Return the dataset's folder: the one that is given, else that of HEATPIPE_DATA, else ``data``.
+
+    Raises
+    ------
+    ConfigError
+        It is no local folder.
+    """
+    given = os.fspath(root) if isinstance(root, os.PathLike) else root
+    return str(_FIELDS["root"].check(default_root() if given is None else given, "root"))
+
+
 @dataclass(frozen=True, slots=True)
 class _Field:
     """Where one setting can be given, and what it may be."""
@@ -226,7 +239,7 @@ def _header_problem(value: Any) -> str | None:
 def _root_problem(value: Any) -> str | None:
     if not isinstance(value, str) or not value or "\0" in value:
         return f"{value!r} is not a path"
-    if "://" in value:
+    if "://" in value or re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", value):  # as Path writes s3://…
         return f"{value!r}: only local folders are supported"
     return None
 

@@ -137,6 +137,22 @@ def is_missing(path: Path) -> bool:
     return False
 
 
+def text_name(path: Path) -> str:
+    """Return a path as text for the libraries that take every name for UTF-8, whatever the locale says.
+
+    Raises
+    ------
+    DatasetError
+        It is no UTF-8: they could not open it.
+    """
+    try:
+        return os.fsencode(path).decode()
+    except UnicodeDecodeError as exc:
+        raise DatasetError(
+            f"{str(path)!a} is no name in UTF-8, as polars and DuckDB want it: rename it", str(path)
+        ) from exc
+
+
 def reason(exc: Exception) -> str:
     """Return the first line of what an error says."""
     if isinstance(exc, MemoryError):

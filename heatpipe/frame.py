@@ -1,13 +1,13 @@
 """The analysts' LazyFrame: the dataset as polars sees it, with the right types and no other series mixed in."""
 
-from collections.abc import Sequence
-from datetime import UTC, date, datetime
+from collections.abc import Mapping, Sequence
+from datetime import UTC, date, datetime, timedelta
 from typing import Final
 
 import polars as pl
 
-from heatpipe import layout
-from heatpipe.config import default_root, parse_instant
+from heatpipe.config import choose_root, parse_instant
+from heatpipe.model import ALL_DAYS, Series
 from heatpipe.store import Store
 from heatpipe.survey import choose_series
 
@@ -24,6 +24,7 @@ ROWS: Final[dict[str, pl.DataType | type[pl.DataType]]] = {
     "volume": pl.Float64,
 }
 SCHEMA: Final = pl.Schema({**ROWS, **PARTITIONS})
+EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def scan(
@@ -46,7 +47,7 @@ def scan(
     Parameters
     ----------
     root : str, optional
-        The dataset's folder; else that of HEATPIPE_DATA, else ``data``.
+        The dataset's folder; else that of HEATPIPE_DATA, else ``data``. An empty one gives an empty frame.
     coin : str or sequence of str, optional
         Which coins; all by default.
     start, end : date, datetime, str or int, optional
@@ -64,47 +65,89 @@ def scan(
     ------
     ConfigError
         Nothing on disk matches, or `interval`, `unit` or `depth` has several values on disk and none was chosen.
+    DatasetError
+        The root is no dataset, or its name is one that polars cannot open.
 
     Notes
     -----
-    A frame remembers the sizes of the files from its first collect: after a backfill scan again. polars 2.1 refuses to
-    collect the old frame once a file of it has grown, and may not return where one has shrunk.
+    Only what `heatpipe verify` counts as the dataset's own files is read, whatever else lies beside them. They are
+    chosen when the frame is made, and read as they are when it is collected: scan again after a backfill.
 
     Examples
     --------
     >>> frame = heatpipe.scan("data", coin="BTC", start="2026-03-01", end="2026-03-08")  # doctest: +SKIP
     """
-    store = Store(root or default_root())
-    found = [series for series in store.all_series() if store.days(series)]
+    store = Store(choose_root(root))
+    store.check_dataset()
     bounds = [None if at is None else _as_datetime(at, name) for at, name in ((start, "start"), (end, "end"))]
+    found = [series for series in store.all_series() if store.has_files(series)]
     if not found:
         return pl.LazyFrame(schema=SCHEMA)
     chosen = choose_series(found, coin, interval=interval, unit=unit, depth=depth)
-    # The whole table is named, and polars leaves out by their folders' names what the filters exclude: named one by
-    # one, files below a root such as env=prod/ would bring that key along.
-    # The schema is given, so that a frame that was collected before a file was replaced fails on it, and does not read
-    # the new bytes by the old footer.
-    table = pl.scan_parquet(
-        f"{store.root / layout.TABLE}/", glob=False, schema=ROWS, hive_partitioning=True, hive_schema=PARTITIONS
+    return scan_series(store, chosen, *bounds)
+
+
+def scan_series(
+    store: Store, chosen: Sequence[Series], start: datetime | None = None, end: datetime | None = None
+) -> pl.LazyFrame:
+    """Scan the files of some series' days, and nothing that lies beside them.
+
+    Parameters
+    ----------
+    store : Store
+        The dataset.
+    chosen : sequence of Series
+        Which; equal but for the coin.
+    start, end : datetime, optional
+        Half-open span of timestamps.
+    """
+    days = _days_between(start, end)
+    found = ((series, store.files(series, days)) for series in chosen)
+    files = {series: names for series, names in found if names}
+    if not files:
+        return pl.LazyFrame(schema=SCHEMA)
+    # Below a root such as env=prod/, polars would take that for a key of each file as well.
+    read = _scan_named if "=" in str(store.root) else _scan_hive
+    return _between(read(files), start, end).select(SCHEMA.names())
+
+
+def _scan_hive(files: Mapping[Series, list[str]]) -> pl.LazyFrame:
+    """Take the keys from the folders' names: a filter on them leaves out files before one is opened.
+
+    The schema is given: else polars would open the first file, whichever are asked for.
+    """
+    names = [name for some in files.values() for name in some]
+    return pl.scan_parquet(names, glob=False, schema=ROWS, hive_partitioning=True, hive_schema=PARTITIONS)
+
+
+def _scan_named(files: Mapping[Series, list[str]]) -> pl.LazyFrame:
+    """Write the keys beside the rows."""
+    return pl.concat(
+        pl.scan_parquet(names, glob=False, schema=ROWS, hive_partitioning=False).with_columns(
+            pl.lit(series.unit).alias("unit"),
+            pl.lit(series.depth, pl.Int64).alias("depth"),
+            pl.lit(series.interval).alias("interval"),
+            pl.lit(series.coin).alias("coin"),
+            pl.col("timestamp").dt.date().alias("date"),
+        )
+        for series, names in files.items()
     )
-    only = chosen[0]
-    frame = table.filter(
-        pl.col("unit") == only.unit,
-        pl.col("depth") == only.depth,
-        pl.col("interval") == only.interval,
-        pl.col("coin").is_in([series.coin for series in chosen]),
-    )
-    return _between(frame, *bounds).select(SCHEMA.names())
 
 
 def _as_datetime(value: str | date | int, name: str) -> datetime:
     return datetime.fromtimestamp(value if isinstance(value, int) else parse_instant(value, name), UTC)
 
 
+def _days_between(start: datetime | None, end: datetime | None) -> range:
+    """Return the days, counted from the epoch, in which a timestamp of a span can lie."""
+    day = timedelta(days=1)
+    first = ALL_DAYS.start if start is None else (start - EPOCH) // day
+    return range(first, ALL_DAYS.stop if end is None else -((EPOCH - end) // day))
+
+
 def _between(frame: pl.LazyFrame, start: datetime | None, end: datetime | None) -> pl.LazyFrame:
-    """Filter by time, and by date as well, so that other days' files are not opened."""
     if start is not None:
-        frame = frame.filter(pl.col("date") >= start.date(), pl.col("timestamp") >= start)
+        frame = frame.filter(pl.col("timestamp") >= start)
     if end is not None:
-        frame = frame.filter(pl.col("date") <= end.date(), pl.col("timestamp") < end)
+        frame = frame.filter(pl.col("timestamp") < end)
     return frame

@@ -2,7 +2,7 @@
 
 import os
 from dataclasses import dataclass
-from datetime import UTC
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -11,7 +11,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from heatpipe.errors import ConfigError, DatasetError
-from heatpipe.frame import scan
+from heatpipe.frame import scan_series
 from heatpipe.model import Series, Span, days_of, show_time
 from heatpipe.store import Store
 
@@ -71,12 +71,12 @@ def build_heatmap(root: str, series: Series, span: Span) -> Heatmap:
     nothing = f"{series} has no rows in {span}; fetch them with heatpipe backfill"
     if span.seconds <= 0:
         raise ConfigError(nothing)
-    rows = scan(
-        root, series.coin, span.start, span.end, interval=series.interval, unit=series.unit, depth=series.depth
-    ).select("timestamp", "price", "volume")
+    store = Store(root)
+    bounds = (datetime.fromtimestamp(at, UTC) for at in span)
+    rows = scan_series(store, [series], *bounds).select("timestamp", "price", "volume")
     time_edges = _time_edges(span, series.interval_s)
     price_edges = _price_edges(rows, nothing)
-    snapshots = _count_snapshots(Store(root), series, time_edges)
+    snapshots = _count_snapshots(store, series, time_edges)
     total = _sum_volume(rows, time_edges, price_edges)
     with np.errstate(invalid="ignore", divide="ignore"):
         return Heatmap(series, time_edges, price_edges, np.where(snapshots > 0, total / snapshots, np.nan))

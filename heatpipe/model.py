@@ -21,6 +21,8 @@ from heatpipe.upstream import LIQUIDATIONS, UNSUPPORTED_INTERVALS, Interval
 
 DAY_S: Final = 86400
 """Seconds in a UTC day, the unit of storage."""
+ALL_DAYS: Final = range(-(10**9), 10**9)
+"""Every day that there could be, counted from the epoch."""
 
 Unit = Literal["coin", "usd"]
 UNITS: Final[tuple[str, ...]] = get_args(Unit)

@@ -30,12 +30,13 @@ from heatpipe.disk import (
     reason,
     same_bytes,
     sync_folder,
+    text_name,
     try_lock,
     write_synced,
 )
 from heatpipe.errors import ConfigError, DamagedError, DatasetError, LockedError, UnreadableError
 from heatpipe.layout import Day, Footer
-from heatpipe.model import DAY_S, Coverage, Series, Span, Spans, days_of
+from heatpipe.model import ALL_DAYS, DAY_S, Coverage, Series, Span, Spans, days_of
 from heatpipe.plan import Slab, slab_days
 
 TMP: Final = "_tmp"
@@ -82,24 +83,54 @@ class Store:
 
     def all_series(self) -> list[Series]:
         """Return every series that has a folder, sorted."""
-        folders = [self.root / layout.TABLE]
-        for key in ("unit", "depth", "interval", "coin"):
-            folders = [inner for folder in folders for inner in _folders(folder, key)]
-        found: list[Series] = []
-        for folder in folders:
-            with contextlib.suppress(ValueError, ConfigError):  # a folder that is not heatpipe's
-                found.append(_series_of(folder))
-        return sorted(found)
+        found: list[tuple[dict[str, Any], Path]] = [({}, self.root / layout.TABLE)]
+        for key in layout.PARTITIONS[:-1]:
+            found = [
+                ({**parts, key: part}, folder / name) for parts, folder in found for part, name in _parts(folder, key)
+            ]
+        return sorted(Series(**parts) for parts, _ in found)
 
     def days(self, series: Series) -> list[int]:
         """Return the days on disk, counted from the epoch, sorted."""
         # a crash may leave a folder that never got its file
         return sorted(day for day, folder in self._day_folders(series) if _is_there(folder / layout.FILE_NAME))
 
+    def files(self, series: Series, days: range = ALL_DAYS) -> list[str]:
+        """Return the files of a series' days, in order: what readers are given, and nothing that lies beside them.
+
+        Their names are text as `text_name` makes it.
+        """
+        folder = text_name(self.root / layout.series_path(series))
+        there = sorted((day, path) for day, path in self._day_folders(series) if day in days)
+        return [f"{folder}/{path.name}/{layout.FILE_NAME}" for _, path in there if self._has_file(path)]
+
+    def has_files(self, series: Series) -> bool:
+        """Whether there is any file of a series; most often the first look tells."""
+        return any(self._has_file(path) for _, path in self._day_folders(series))
+
+    def _has_file(self, day_folder: Path) -> bool:
+        with read_errors(day_folder):
+            return stat.S_ISREG(_mode(day_folder / layout.FILE_NAME))
+
+    def check_dataset(self) -> None:
+        """Raise a DatasetError unless there is a dataset at the root, or an empty folder that may become one."""
+        path = self.root
+        with read_errors(path):
+            try:
+                names = os.listdir(path)  # noqa: PTH208 - names, not paths
+            except (FileNotFoundError, NotADirectoryError) as exc:
+                raise DatasetError(f"{path} is no dataset: {reason(exc)}", str(path)) from exc
+        if layout.TABLE in names:
+            path /= layout.TABLE
+            if not path.is_dir():
+                raise DatasetError(f"{path} is no folder, where a dataset's belongs", str(path))
+        elif any(name[0] not in "._" for name in names):
+            raise DatasetError(f"{path} is no dataset: there is no folder {layout.TABLE}/ in it", str(path))
+
     def _day_folders(self, series: Series) -> Iterator[tuple[int, Path]]:
-        for path in _folders(self.root / layout.series_path(series), "date"):
-            with contextlib.suppress(ValueError):
-                yield layout.parse_day(path.name), path
+        folder = self.root / layout.series_path(series)
+        for day, name in _parts(folder, "date"):
+            yield int(day), folder / name
 
     def footer(self, series: Series, day: int) -> Footer | None:
         """Return what a day's file says of itself; None where there is no file.
@@ -472,16 +503,21 @@ def _parsing(data: bytes, path: str) -> Iterator[None]:
 
 def _is_file(path: Path) -> bool:
     """Whether there is a file; an UnreadableError where there is something else."""
+    mode = _mode(path)
+    if mode and not stat.S_ISREG(mode):
+        kind = "a folder" if stat.S_ISDIR(mode) else "no regular file"
+        raise UnreadableError(f"{path} is {kind}, where a day's file belongs: move it away", str(path))
+    return mode != 0
+
+
+def _mode(path: Path) -> int:
+    """Return what kind of thing is there, 0 where there is nothing."""
     try:
-        mode = path.stat().st_mode
+        return path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError):
         if not is_missing(path):
             raise
-        return False
-    if not stat.S_ISREG(mode):
-        kind = "a folder" if stat.S_ISDIR(mode) else "no regular file"
-        raise UnreadableError(f"{path} is {kind}, where a day's file belongs: move it away", str(path))
-    return True
+        return 0
 
 
 def _is_there(path: Path) -> bool:
@@ -500,31 +536,17 @@ def _kind(entry: os.DirEntry[str]) -> str:
     return "file" if entry.is_file() else "special file"
 
 
-def _folders(parent: Path, key: str) -> list[Path]:
-    """Return the partition folders of one key; what else lies there is not heatpipe's."""
-    found: list[Path] = []
-    with read_errors(parent):
+def _parts(folder: Path, key: str) -> Iterator[tuple[str | int, str]]:
+    """Yield what the partition folders of one key stand for, and their names; the rest is not heatpipe's."""
+    names: list[str] = []
+    with read_errors(folder):
         try:
-            paths = list(parent.iterdir())
+            names = os.listdir(folder)  # noqa: PTH208 - names, not paths
         except NotADirectoryError:
-            return []
+            return
         except FileNotFoundError:
-            if not is_missing(parent):
+            if not is_missing(folder):
                 raise
-            return []
-    for path in paths:
-        with contextlib.suppress(ValueError):
-            layout.parse_folder(key, path.name)
-            found.append(path)
-    return found
-
-
-def _series_of(coin_folder: Path) -> Series:
-    interval_folder = coin_folder.parent
-    depth_folder = interval_folder.parent
-    return Series(
-        coin=layout.parse_folder("coin", coin_folder.name),
-        interval=layout.parse_folder("interval", interval_folder.name),
-        unit=layout.parse_folder("unit", depth_folder.parent.name),
-        depth=int(layout.parse_folder("depth", depth_folder.name)),
-    )
+    for name in names:
+        with contextlib.suppress(ValueError, ConfigError):
+            yield layout.parse_part(key, name), name

@@ -18,14 +18,13 @@ from heatpipe import layout
 from heatpipe.config import Settings, Target, resolve_span
 from heatpipe.errors import ConfigError, DamagedError, DatasetError, UnreadableError
 from heatpipe.layout import Footer
-from heatpipe.model import DAY_S, Series, Snapshots, Span, Spans, day_span, days_of
+from heatpipe.model import ALL_DAYS, DAY_S, Series, Snapshots, Span, Spans, day_span, days_of
 from heatpipe.store import Store, decode_file
 
 THREADS: Final = min(8, os.cpu_count() or 1)
 """No more: each holds a day in memory, some 100 MB where snapshots are deep."""
 MAX_CAUSE: Final = 300
 """Characters; a doctored footer can quote thousands of ranges."""
-ALWAYS: Final = range(-(10**9), 10**9)
 
 OnFile = Callable[[int, int], None]
 """Takes the number of files done, and of all."""
@@ -85,7 +84,7 @@ class Choice:
     """A series, and the days of it, that are to be verified."""
 
     series: Series
-    days: range = ALWAYS
+    days: range = ALL_DAYS
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,8 +124,8 @@ def choose_days(
             closed_end = settings.horizon(now).closed_end(target.series.interval_s)
             start, end = resolve_span(None, target.end, last_s, closed_end)
         else:
-            start = ALWAYS.start * DAY_S if target.start is None else target.start
-        span = Span(start, ALWAYS.stop * DAY_S if end is None else end)
+            start = ALL_DAYS.start * DAY_S if target.start is None else target.start
+        span = Span(start, ALL_DAYS.stop * DAY_S if end is None else end)
         if span.seconds <= 0:
             raise ConfigError(f"the span {span} is empty")
         chosen.append(Choice(target.series, days_of(span)))
@@ -173,7 +172,7 @@ def _walk(store: Store, chosen: Iterable[Choice] | None) -> Iterator[_DayFile | 
 
 
 def _walk_folder(
-    store: Store, folder: PurePosixPath, parts: Mapping[str, str | int], days: range = ALWAYS
+    store: Store, folder: PurePosixPath, parts: Mapping[str, str | int], days: range = ALL_DAYS
 ) -> Iterator[_DayFile | Problem]:
     """Find the files below a folder whose place in the tree is known by its parts, and what does not belong there."""
     key = layout.PARTITIONS[len(parts)]

@@ -1,5 +1,8 @@
 """The LazyFrame over a dataset on disk: the right series, the right types, no file too many."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -9,7 +12,7 @@ import polars as pl
 import pytest
 
 import heatpipe
-from heatpipe.errors import ConfigError
+from heatpipe.errors import ConfigError, HeatpipeError
 from heatpipe.frame import SCHEMA, scan
 from heatpipe.layout import Day
 from heatpipe.model import Coverage, Series, Snapshots, Span, Spans
@@ -52,6 +55,54 @@ def root(tmp_path: Path) -> str:
     return str(tmp_path / "data")
 
 
+def make_tree(root: str | Path, names: list[str]) -> None:
+    """Make a folder with files, and with folders where a name ends with a slash."""
+    for name in ["./", *names]:
+        path = Path(root) / name
+        (path if name.endswith("/") else path.parent).mkdir(parents=True, exist_ok=True)
+        if not name.endswith("/"):
+            path.write_bytes(b"PAR1 not at all PAR1")
+
+
+NO_DATASET = {
+    "nowhere": ("No such file", None),
+    "a file": ("Not a directory", []),
+    "somebody else's": ("no folder liquidations/", ["notes.txt", "_tmp/"]),
+    "the table itself": ("no folder liquidations/", ["unit=coin/depth=1500/"]),
+    "a file for the table": ("liquidations is no folder", ["liquidations"]),
+}
+NOT_LOCAL = [
+    "s3://bucket/data",
+    "gs://bucket",
+    "az://bucket/x",
+    "file:///data",
+    "https://example.com/data",
+    "s3:/bucket",
+]
+
+
+def make_no_dataset(root: Path, kind: str) -> None:
+    names = NO_DATASET[kind][1]
+    if kind == "a file":
+        root.write_text("mine")
+    elif names is not None:
+        make_tree(root, names)
+
+
+@pytest.mark.parametrize("kind", NO_DATASET)
+def test_what_is_no_dataset_is_told_with_its_path(tmp_path: Path, kind: str) -> None:
+    make_no_dataset(tmp_path / "mine", kind)
+    with pytest.raises(HeatpipeError, match=f"{tmp_path}/mine.*{NO_DATASET[kind][0]}") as raised:
+        scan(str(tmp_path / "mine"))
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("root", [*NOT_LOCAL, Path("s3://bucket/data"), "", b"data", 7])
+def test_what_is_no_local_folder_is_refused(root: Any) -> None:
+    with pytest.raises(HeatpipeError, match=r"^root: .*(only local folders are supported|is not a path)$"):
+        scan(root)
+
+
 def test_the_columns_are_the_documented_ones(root: str) -> None:
     put(root, day_of(BTC))
     frame = scan(root)
@@ -81,10 +132,9 @@ def test_the_rows_are_those_on_disk_in_order(root: str) -> None:
     assert frame["volume"].to_numpy().tobytes() == whole.volume.tobytes()
 
 
-@pytest.mark.parametrize("missing", [False, True])
-def test_an_empty_dataset_is_an_empty_frame(root: str, missing: bool) -> None:
-    if not missing:
-        Path(root).mkdir()
+@pytest.mark.parametrize("there", [[], ["_tmp/", "_locks/BTC.lock"], [".DS_Store"], ["liquidations/"]])
+def test_an_empty_dataset_is_an_empty_frame(root: str, there: list[str]) -> None:
+    make_tree(root, there)
     frame = scan(root, coin="BTC", start="2026-03-01")
     assert frame.collect_schema() == SCHEMA
     assert frame.collect().height == 0
@@ -255,13 +305,122 @@ def test_only_the_files_that_are_asked_for_are_opened(
     assert ask(root).collect().height == 120
 
 
-def test_a_frame_from_before_an_update_is_refused_and_a_new_one_is_right(root: str) -> None:
-    """A notebook keeps its frame while the next day comes in, and the last one grows."""
-    put(root, day_of(BTC, NUMBER - 1), day_of(BTC, minutes=60))
+@pytest.mark.parametrize("name", ["data", "env=prod"])
+@pytest.mark.parametrize(("minutes", "more"), [(60, 90), (90, 60), (60, 1400)], ids=["grown", "shrunk", "many more"])
+def test_a_frame_from_before_an_update_reads_its_days_as_they_are_now(
+    tmp_path: Path, name: str, minutes: int, more: int
+) -> None:
+    """A notebook keeps its frame while the next day comes in, and the last one changes."""
+    root = str(tmp_path / name)
+    put(root, day_of(BTC, NUMBER - 1), day_of(BTC, minutes=minutes))
     frame = scan(root)
-    assert frame.collect().height == 240
-    put(root, day_of(BTC, minutes=90))
-    with pytest.raises(pl.exceptions.ComputeError):
-        frame.collect()
-    assert scan(root).collect().height == 300
-    assert scan(root).filter(pl.col("price") < 15).collect().height == 150
+    assert frame.collect().height == 120 + 2 * minutes
+    put(root, day_of(BTC, minutes=more), day_of(BTC, NUMBER + 1))
+    assert frame.collect().equals(scan(root, end="2026-04-01").collect())
+    assert frame.filter(pl.col("price") < 15).collect().height == 60 + more
+    assert scan(root).collect().height == 240 + 2 * more
+
+
+COIN = "liquidations/unit=coin/depth=1500/interval=MINUTE/coin=BTC"
+STRANGERS = [
+    *(f"{COIN}/date=2026-03-31/{name}" for name in (
+        "part-0.sync-conflict-20260928-101112-ABCDEFG.parquet",
+        "part-0 (1).parquet",
+        "part-0 (conflicted copy 2026-09-28).parquet",
+        "part-1.parquet",
+        "part-0.parquet.tmp",
+        "._part-0.parquet",
+        ".part-0.parquet.Xy12",
+        ".~tmp~/part-0.parquet",
+        ".nfs000000000012345600000001",
+        ".DS_Store",
+        "hour=1/part-0.parquet",
+    )),
+    *(f"{COIN}/{name}/part-0.parquet" for name in (
+        "date=2026-3-31",
+        "date=20260331",
+        "date=2026-03-31 (1)",
+        "date=2026-03-31.sync-conflict-20260928",
+        "date=2026-13-45",
+        "date=2026-02-30",
+        "date=0000-01-01",
+        "date=2026-W14-2",
+        "date=2026%2D03%2D31",
+        "date=",
+        "date=__HIVE_DEFAULT_PARTITION__",
+        "day=2026-03-31",
+        ".date=2026-03-31",
+        ".stversions",
+    )),
+    f"{COIN}/.DS_Store",
+    f"{COIN}/notes.txt",
+    f"{COIN}/part-0.parquet",
+    *(f"{COIN.replace(old, new)}/date=2026-03-31/part-0.parquet" for old, new in (
+        ("coin=BTC", "coin=BTC (1)"),
+        ("coin=BTC", "coin=%42TC"),
+        ("coin=BTC", "coin=PURR%2fUSDC"),
+        ("coin=BTC", "coin="),
+        ("coin=BTC", "BTC"),
+        ("depth=1500", "depth=01500"),
+        ("depth=1500", "depth=0"),
+        ("depth=1500", "depth=1500.0"),
+        ("interval=MINUTE", "interval=minute"),
+        ("interval=MINUTE", "interval=WEEK"),
+        ("unit=coin", "unit=coin (1)"),
+        ("unit=coin", "unit=COIN"),
+    )),
+    "liquidations/.DS_Store",
+    "liquidations/_SUCCESS",
+    "liquidations/part-0.parquet",
+]  # fmt: skip
+
+
+def put_foreign(root: str | Path, name: str, *, copy: bool) -> None:
+    """Put a sound copy of the day, or what is no Parquet file at all, where nothing of that name belongs."""
+    make_tree(root, [name])
+    if copy:
+        (Path(root) / name).write_bytes((Path(root) / COIN / "date=2026-03-31/part-0.parquet").read_bytes())
+
+
+@pytest.mark.parametrize("copy", [True, False], ids=["copy", "garbage"])
+@pytest.mark.parametrize("name", STRANGERS)
+@pytest.mark.parametrize("folder", ["data", "env=prod"])
+def test_what_is_not_the_datasets_own_is_not_read(tmp_path: Path, folder: str, name: str, copy: bool) -> None:
+    root = str(tmp_path / folder)
+    put(root, day_of(BTC), day_of(BTC, NUMBER - 1), day_of(Series("PURR/USDC")))
+    before = scan(root).collect()
+    put_foreign(root, name, copy=copy)
+    assert scan(root).collect().equals(before)
+    assert scan(root, "BTC", "2026-03-31").collect().height == 120
+    assert scan(root).filter(pl.col("date") == date(2026, 3, 31), pl.col("coin") == "BTC").collect().height == 120
+
+
+def test_only_regular_files_are_read(root: str) -> None:
+    put(root, day_of(BTC))
+    make_tree(root, [f"{COIN}/date=2026-03-29/part-0.parquet/part-0.parquet", f"{COIN}/date=2026-03-28/"])
+    os.mkfifo(f"{root}/{COIN}/date=2026-03-28/part-0.parquet")
+    assert scan(root).collect().height == 120
+
+
+def test_the_table_may_be_a_link_to_another_disk(root: str, tmp_path: Path) -> None:
+    put(tmp_path / "other", day_of(BTC))
+    make_tree(root, [])
+    (Path(root) / "liquidations").symlink_to(tmp_path / "other" / "liquidations")
+    assert scan(root).collect().height == 120
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
+def test_a_name_means_its_bytes_whatever_the_locale(tmp_path: Path, encoding: str) -> None:
+    """One is UTF-8, the other is none: polars cannot open it, and that is told in one line."""
+    root = os.fsencode(tmp_path / "data-") + "börse".encode(encoding)
+    put(os.fsdecode(root), day_of(BTC))
+    program = "import os, sys, heatpipe; print(heatpipe.scan(sys.argv[1]).collect().height)"
+    for locale in ({"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}, {"PYTHONUTF8": "1"}):
+        ended = subprocess.run(
+            [sys.executable, "-c", program, root], env=os.environ | locale, capture_output=True, check=False, timeout=60
+        )
+        if encoding == "utf-8":
+            assert (ended.stdout, ended.stderr) == (b"120\n", b"")
+        else:
+            assert b"heatpipe.errors.DatasetError: " in ended.stderr
+            assert b"is no name in UTF-8" in ended.stderr.splitlines()[-1]

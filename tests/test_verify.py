@@ -30,6 +30,7 @@ from heatpipe.progress import PLAIN_EVERY_S, plain_files
 from heatpipe.store import PARQUET, ROWS_PER_GROUP, Store, encode_file
 from heatpipe.verify import Choice, Problem, choose_days, prove_file, verify_files
 from tests.conftest import DAY, MINUTE, NOW_S, TODAY, Clock, MakeSettings
+from tests.test_frame import STRANGERS, put_foreign
 
 BTC: Final = Series("BTC", depth=3)
 ETH: Final = Series("ETH", depth=3)
@@ -131,6 +132,26 @@ def test_what_lies_beside_the_table_is_not_looked_at(store: Store) -> None:
         (store.root / name).mkdir(exist_ok=True)
         (store.root / name / "anything.parquet").write_bytes(b"?")
     assert not found_in(store)
+
+
+@pytest.mark.parametrize("name", STRANGERS)
+def test_whatever_readers_pass_over_is_named(tmp_path: Path, name: str) -> None:
+    store = Store(str(tmp_path))
+    put(store, make_day(Series("BTC")))
+    put_foreign(tmp_path, name, copy=True)
+    (problem,) = found_in(store)
+    assert f"{name}/".startswith(f"{problem.path}/")
+    assert problem.path not in PLACE
+
+
+@pytest.mark.parametrize("name", [b"b\xf6rse.txt", b"new\nline", b"\x1b[2J", b"tab\t", "börse".encode()])
+@pytest.mark.parametrize("below", ["liquidations", FOLDER, FOLDER.rpartition("/")[0]])
+def test_names_in_odd_bytes_are_named_in_characters_that_can_be_printed(store: Store, name: bytes, below: str) -> None:
+    (store.root / below / os.fsdecode(name)).write_bytes(b"")
+    (problem,) = found_in(store)
+    assert problem.path.startswith(f"{below}/")
+    assert (problem.path + problem.cause).isprintable()
+    assert problem.path.encode()
 
 
 @pytest.mark.parametrize("folder", [FOLDER[:-2] + "15", "liquidations/unit=usd/depth=7/interval=DAY/coin=X", "nothing"])
