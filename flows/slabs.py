@@ -259,7 +259,7 @@ def _carry_out(flow: str, plan: Plan, store: Store, settings: Settings, *, named
     total = sum(shared.reports.values(), Report())
     gauge.show(*shared.stands())
     if named and total.requests:
-        for coin in without_rows(plan, store):
+        for coin in without_rows(plan, total, store):
             get_run_logger().warning("%s: %s", coin, cli.NO_ROWS)
     show_report(flow, plan, shared.reports, total.failures, settings, time.monotonic() - began)
     if shared.refusal is not None:

@@ -394,7 +394,7 @@ def _carry_out(
         raise KeyboardInterrupt("what had arrived is on disk, the same command fetches the rest") from None
     seconds = time.monotonic() - started
     if report.requests and named:
-        _warn(f"{coin}: {NO_ROWS}" for coin in without_rows(found, store))
+        _warn(f"{coin}: {NO_ROWS}" for coin in without_rows(found, report, store))
     for failure in report.failures:
         _say(f"failed: {failure.reason}" if failure.counts else f"left out: {failure.reason}")
     if shared.json:

@@ -9,6 +9,7 @@ from heatpipe.config import Settings, Target, resolve_span
 from heatpipe.errors import ClockError, ConfigError
 from heatpipe.model import Series, Spans, days_of, show_time
 from heatpipe.plan import Plan, SlabPlan, clip_span, estimate, plan_slab, plan_slabs, weigh_window
+from heatpipe.report import Report
 from heatpipe.store import Store
 from heatpipe.upstream import LOOKBACK
 
@@ -196,9 +197,10 @@ def leave_out_retired(targets: Iterable[Target], settings: Settings) -> list[Tar
     return left
 
 
-def without_rows(plan: Plan, store: Store) -> list[str]:
-    """Return the coins that a plan asked for and of which no row is on disk: misspelt, perhaps."""
-    asked = dict.fromkeys(slab.slab.series for slab in plan.slabs if slab.requests)
+def without_rows(plan: Plan, report: Report, store: Store) -> list[str]:
+    """Return the coins that a plan asked for, that did not fail, and of which no row is on disk: misspelt, perhaps."""
+    asked = {slab.slab.series for slab in plan.slabs if slab.requests}
+    asked -= {failure.series for failure in report.failures}
     return sorted({series.coin for series in asked if not store.has_rows(series)})
 
 

@@ -7,6 +7,7 @@ import socketserver
 import struct
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -114,6 +115,15 @@ def run_sandbox(**options: Any) -> Iterator[Sandbox]:
 def sandbox() -> Iterator[Sandbox]:
     """The sandbox that all share: its clock stands, its market has gaps, its budget is never spent."""
     with run_sandbox() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def today_s_sandbox() -> Iterator[Sandbox]:
+    """The same by the clock on the wall: for processes of their own, which go by no other."""
+    with run_sandbox(
+        clock=time.time, keys={"sandbox-key": Tier("enterprise", 10**9, 10**9, history_days=0)}
+    ) as running:
         yield running
 
 

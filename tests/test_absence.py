@@ -372,6 +372,6 @@ def test_a_coin_that_brings_no_row_is_told_by_its_name(upstream: MakeUpstream, s
     series = [Series(coin, depth=2) for coin in ("BTC", "BTV", "BTW")]
     store = Store(chosen.root)
     plan = make_plan([Target(one, TODAY - DAY, TODAY) for one in series], store, chosen, NOW_S)
-    assert without_rows(plan, store) == ["BTC", "BTV", "BTW"]
+    assert without_rows(plan, Report(), store) == ["BTC", "BTV", "BTW"]
     backfill(series[:2], TODAY - DAY, TODAY, settings=chosen, clock=Clock())
-    assert without_rows(plan, store) == ["BTV", "BTW"]
+    assert without_rows(plan, Report(), store) == ["BTV", "BTW"]

@@ -68,7 +68,7 @@ def environment(request: pytest.FixtureRequest) -> Callable[[Path, str | None], 
     """Say what a command line is told about a root and an upstream, the shared sandbox by default."""
     return lambda root, url: {
         "KIYOTAKA_API_KEY": "sandbox-key",
-        "HEATPIPE_API_URL": url or request.getfixturevalue("sandbox").url,
+        "HEATPIPE_API_URL": url or request.getfixturevalue("today_s_sandbox").url,
         "HEATPIPE_WEIGHT_PER_MINUTE": "1000000000",
         "HEATPIPE_BURST": "1000000000",
         "HEATPIPE_HISTORY_DAYS": "0",
@@ -251,7 +251,7 @@ def test_a_disk_that_fills_in_mid_run_keeps_what_fits_and_the_same_command_bring
     make_disk: MakeDisk,
     heatpipe: Heatpipe,
     fill: Fill,
-    sandbox: Sandbox,
+    today_s_sandbox: Sandbox,
     clean: dict[str, bytes],
     little: str,
     enough: str,
@@ -259,7 +259,7 @@ def test_a_disk_that_fills_in_mid_run_keeps_what_fits_and_the_same_command_bring
     disk = make_disk(little)
     root = fill(disk.path / "data", SERIES, START, START + 36 * HOUR)
     command = ["backfill", *asked_for(SERIES, START, END)]
-    with sandbox.listening() as heard:
+    with today_s_sandbox.listening() as heard:
         check_failure(heatpipe(*command, root=root), f"cannot write {root}/", NO_ROOM)
     check_sound(root)
     check_no_leftovers(root)
