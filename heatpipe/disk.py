@@ -1,62 +1,111 @@
-"""What heatpipe asks of a file system: files that are written whole, folders that last. Knows no dataset."""
+"""What heatpipe asks of a file system: files that are written whole, folders that last, locks. Knows no dataset.
+
+Where heatpipe keeps files of its own, only plain files in real folders are touched: a link there is never followed.
+"""
 
 import contextlib
 import errno
 import fcntl
+import logging
 import os
-from collections.abc import Iterator
+import re
+import stat
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 from heatpipe.errors import DatasetError, UnreadableError
 
 PIECE_BYTES: Final = 1 << 20
+NOT_KNOWN: Final = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+"""What a file system says that does not know what it is asked for."""
+NO_LOCKS: Final = (errno.ENOLCK, *NOT_KNOWN)
+SIGNATURE: Final = re.compile(rb"process [0-9]{1,20} on [^\n]{1,255}\n")
+"""All that heatpipe ever writes into a lock's file."""
+
+LOG: Final = logging.getLogger("heatpipe")
 
 
-def write_synced(path: Path, data: bytes | bytearray) -> None:
-    """Write a file and see that its bytes last; leave nothing where that fails."""
-    try:
-        with path.open("wb") as file:
+class Disk:
+    """The file system of one dataset. Lives for what is to be told only once."""
+
+    def __init__(self) -> None:
+        self._told = False
+
+    def put(self, path: Path, data: bytes | bytearray, temporary: Path) -> None:
+        """Write a file whole: under another name first, so that none is ever seen, or left behind, in part."""
+        self.make_folders(temporary.parent)
+        with _new_file(temporary) as file:
             file.write(data)
+        self.make_folders(path.parent)
+        temporary.replace(path)
+        self.sync_folder(path.parent)
+
+    def keep_aside(self, path: Path, copy: Path, temporary: Path) -> None:
+        """Give a file that is about to be replaced a second name: by a link, which takes no room, else by a copy."""
+        self.make_folders(copy.parent)
+        try:
+            os.link(path, copy)
+        except FileExistsError:
+            raise
+        except OSError:  # no links on this file system, or not to a file of another user's
+            self.make_folders(temporary.parent)
+            _copy(path, temporary)
+            temporary.replace(copy)
+        self.sync_folder(copy.parent)
+
+    def make_folders(self, folder: Path) -> None:
+        """Make a folder and those above it, each synced into its parent: a crash must not lose the way to a file."""
+        if folder.is_dir():
+            return
+        self.make_folders(folder.parent)
+        folder.mkdir(exist_ok=True)
+        self.sync_folder(folder.parent)
+
+    def sync_folder(self, folder: Path) -> None:
+        """See that the names in a folder last; where the file system does not know how, say so, once."""
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        except OSError as exc:
+            if exc.errno not in NOT_KNOWN:
+                raise OSError(exc.errno, exc.strerror, str(folder)) from exc
+            if not self._told:
+                LOG.warning("%s cannot be synced: a power cut may take what was written last (%s)", folder, reason(exc))
+            self._told = True
+        finally:
+            os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _new_file(path: Path) -> Iterator[BinaryIO]:
+    """Open a file under a name that only heatpipe uses, and see that its bytes last; leave nothing where that fails."""
+    if is_plain(path):  # left by one that was killed
+        path.unlink()
+    with path.open("xb") as file:
+        try:
+            yield file
             file.flush()
             os.fsync(file.fileno())
-    except BaseException:
-        path.unlink(missing_ok=True)  # on a full disk, half of one day must not take the room of another
-        raise
+        except BaseException:
+            path.unlink(missing_ok=True)  # on a full disk, half of one day must not take the room of another
+            raise
 
 
-def keep_aside(path: Path, copy: Path, temporary: Path) -> None:
-    """Give a file that is about to be replaced a second name: by a link, which takes no room, else by a copy."""
-    try:
-        os.link(path, copy)
-    except FileExistsError:
-        raise
-    except OSError:  # no links on this file system, or not to a file of another user's
-        _copy_synced(path, temporary)
-        temporary.replace(copy)
-    sync_folder(copy.parent)
-
-
-def _copy_synced(path: Path, copy: Path) -> None:
+def _copy(path: Path, copy: Path) -> None:
     """Copy a file in pieces, and leave holes where it holds zeros."""
-    try:
-        with path.open("rb") as source, copy.open("wb") as target:
-            while piece := source.read(PIECE_BYTES):
-                if piece.count(0) == len(piece):
-                    target.seek(len(piece), os.SEEK_CUR)
-                else:
-                    target.write(piece)
-            target.truncate()
-            target.flush()
-            os.fsync(target.fileno())
-    except BaseException:
-        copy.unlink(missing_ok=True)
-        raise
+    with path.open("rb") as source, _new_file(copy) as target:
+        while piece := source.read(PIECE_BYTES):
+            if piece.count(0) == len(piece):
+                target.seek(len(piece), os.SEEK_CUR)
+            else:
+                target.write(piece)
+        target.truncate()
 
 
 def same_bytes(one: Path, other: Path) -> bool:
-    """Whether two regular files are one, or hold the same."""
-    if one.is_symlink() or not one.is_file():
+    """Whether a plain file is another one, or holds the same."""
+    if not is_plain(one):
         return False
     if one.samefile(other):
         return True
@@ -69,37 +118,77 @@ def same_bytes(one: Path, other: Path) -> bool:
     return True
 
 
-def make_folders(folder: Path) -> None:
-    """Make a folder and those above it, each synced into its parent: a crash must not lose the way to a file."""
-    if folder.is_dir():
-        return
-    make_folders(folder.parent)
-    folder.mkdir(exist_ok=True)
-    sync_folder(folder.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """See that the names in a folder last."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def is_plain(path: Path) -> bool:
+    """Whether there is a file, and not a link to one."""
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def try_lock(descriptor: int) -> bool:
-    """Take the lock of an open file, unless somebody has it."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
         return False
-    return True
 
 
-def check_way(folder: Path, root: Path) -> None:
+# Folders of heatpipe's own
+
+
+def check_own(folder: Path, base: Path) -> None:
+    """Raise a DatasetError unless a folder and those above it, below `base`, are real folders, or not there."""
+    for place in _way(folder, base):
+        with file_errors(place):
+            try:
+                mode = place.lstat().st_mode
+            except (FileNotFoundError, NotADirectoryError):
+                return
+            if stat.S_ISLNK(mode):
+                said = "it is not a folder, but a symbolic link, which is not followed here: move it away"
+                raise DatasetError(f"cannot write {place}: {said}", str(place))
+            if not stat.S_ISDIR(mode):
+                raise NotADirectoryError(errno.ENOTDIR, "", str(place))
+
+
+def is_own(folder: Path, base: Path) -> bool:
+    """Whether a folder is there, and no link on the way to it from `base`."""
+    with contextlib.suppress(OSError):
+        return all(stat.S_ISDIR(place.lstat().st_mode) for place in _way(folder, base))
+    return False
+
+
+def _way(folder: Path, base: Path) -> list[Path]:
+    parts = folder.relative_to(base).parts
+    return [base.joinpath(*parts[: depth + 1]) for depth in range(len(parts))]
+
+
+def remove_leftovers(folder: Path, is_ours: Callable[[str], bool]) -> None:
+    """Remove a folder with all that is in it, file by file, if these are plain files whose names are ours."""
+    if holds_only(folder, is_ours):
+        with contextlib.suppress(OSError):
+            for path in list(folder.iterdir()):
+                path.unlink()
+            folder.rmdir()
+
+
+def holds_only(folder: Path, is_ours: Callable[[str], bool]) -> bool:
+    """Whether there is a folder, no link to one, in which nothing is but plain files whose names are ours."""
+    with contextlib.suppress(OSError):
+        if stat.S_ISDIR(folder.lstat().st_mode):
+            with os.scandir(folder) as entries:
+                return all(entry.is_file(follow_symlinks=False) and is_ours(entry.name) for entry in entries)
+    return False
+
+
+# What can be known before anything is written
+
+
+def check_free(folder: Path, is_ours: Callable[[str], bool]) -> None:
+    """Raise a DatasetError if something that is not heatpipe's has a name in a folder that heatpipe uses."""
+    with file_errors(folder), contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
+        for entry in entries:
+            if is_ours(entry.name) and not entry.is_file(follow_symlinks=False):
+                said = "something that is no plain file is in its place: move it away"
+                raise DatasetError(f"cannot write {entry.path}: {said}", entry.path)
+
+
+def check_way(folder: Path) -> None:
     """Raise a DatasetError if a folder cannot be made or written to: better now than when a day is paid for."""
-    while not folder.exists() and folder != root:
-        folder = folder.parent
+    folder = _nearest(folder)
     with file_errors(folder):
         if not folder.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, "", str(folder))
@@ -107,6 +196,111 @@ def check_way(folder: Path, root: Path) -> None:
             read_only = os.statvfs(folder).f_flag & os.ST_RDONLY
             number = errno.EROFS if read_only else errno.EACCES
             raise OSError(number, os.strerror(number), str(folder))
+
+
+def check_move(source: Path, target: Path) -> None:
+    """Raise a DatasetError if no file can be moved, in one step, from one folder into the other."""
+    here, there = _nearest(source), _nearest(target)
+    with file_errors(there):
+        if here.stat().st_dev == there.stat().st_dev and not _mounted_apart(here, there):
+            return
+    raise DatasetError(
+        f"cannot write {there}: it lies on another file system than {source}, and no file can be moved from one to the "
+        "other in one step; keep all of the dataset on one, or let liquidations/ be a link to a folder on the other",
+        str(there),
+    )
+
+
+def _nearest(folder: Path) -> Path:
+    """Return a folder, or what is there of the way to it."""
+    while not os.path.lexists(folder) and folder != folder.parent:
+        folder = folder.parent
+    return folder
+
+
+def _mounted_apart(one: Path, other: Path) -> bool:
+    """Whether two folders of one file system are mounted apart: Linux says so before it says that none is a name."""
+    try:
+        os.rename(f"{one}/.", f"{other}/.")  # noqa: PTH104 - Path takes the dots away
+    except OSError as exc:
+        return exc.errno == errno.EXDEV
+    return False
+
+
+# Locks
+
+
+def open_lock(path: Path) -> int:
+    """Open a lock's file, which is made if it is not there; no link, and nothing else that lies in its place.
+
+    Raises
+    ------
+    DatasetError
+        It cannot be opened.
+    """
+    flags = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    with file_errors(path):
+        if os.path.lexists(path):
+            _check_plain(path, path.lstat().st_mode)
+        try:
+            descriptor = os.open(path, flags | os.O_RDWR | os.O_CREAT, 0o666)
+        except PermissionError as exc:  # another user's, perhaps: what may be read can be locked
+            try:
+                descriptor = os.open(path, flags | os.O_RDONLY)
+            except FileNotFoundError:
+                raise exc from None
+        try:
+            _check_plain(path, os.fstat(descriptor).st_mode)
+        except BaseException:
+            os.close(descriptor)
+            raise
+    return descriptor
+
+
+def _check_plain(path: Path, mode: int) -> None:
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(mode):
+        kind = "a symbolic link" if stat.S_ISLNK(mode) else "no plain file"
+        raise DatasetError(f"cannot write {path}: it is {kind}, where a lock's file belongs: move it away", str(path))
+
+
+def try_lock(descriptor: int, path: Path) -> bool:
+    """Take the lock of an open file, unless somebody has it.
+
+    Raises
+    ------
+    UnreadableError
+        There are no locks here.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as exc:
+        hint = "; the dataset must lie where files can be locked" if exc.errno in NO_LOCKS else ""
+        raise UnreadableError(f"{path} cannot be locked: {reason(exc)}{hint}", str(path)) from exc
+    return True
+
+
+def sign_lock(descriptor: int, path: Path) -> None:
+    """Write down who holds a lock, unless its file may only be read, or may be somebody else's."""
+    with file_errors(path):
+        may_write = fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY
+        status = os.fstat(descriptor)
+        ours = status.st_size == 0 or read_signature(descriptor) is not None
+        if may_write and ours and status.st_nlink == 1:
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"process {os.getpid()} on {os.uname().nodename}\n".encode(), 0)
+
+
+def read_signature(descriptor: int) -> str | None:
+    """Return who holds a lock, by its file; None where it does not say."""
+    written = os.pread(descriptor, 400, 0)
+    return written.decode(errors="replace").strip() if SIGNATURE.fullmatch(written) else None
+
+
+# What is said
 
 
 @contextlib.contextmanager

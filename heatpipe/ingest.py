@@ -266,6 +266,8 @@ def carry_out(
     """
     tidy(plan, store)
     slabs = [slab for slab in plan.slabs if slab.requests]
+    for series in {slab.slab.series for slab in slabs}:
+        store.check_series(series)
     run = _Run(
         crew,
         store,

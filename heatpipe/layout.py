@@ -6,6 +6,7 @@
 """
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
@@ -36,6 +37,12 @@ SCHEMA: Final = pa.schema(
         pa.field("volume", pa.float64(), nullable=False),
     ]
 )
+
+SLAB_NAME: Final = re.compile(r"([a-z]+)-([0-9]+)-([A-Z_]+)-(.+)-(-?[0-9]+)")
+DAY_NAME: Final = re.compile(r"date=[0-9]{4}-[0-9]{2}-[0-9]{2}-part-0\.parquet")
+ASIDE: Final = ".parquet.old"
+"""End of the name of a day's file in the quarantine: no pattern for Parquet files finds it there."""
+RECORD_NAME: Final = re.compile(r"-?[0-9]+--?[0-9]+\.(body|json)|[0-9]{4}-[0-9]{2}-[0-9]{2}(-[0-9]+)?\.parquet(\.old)?")
 
 PARTITIONS: Final = ("unit", "depth", "interval", "coin", "date")
 """Keys of the partition folders, outermost first."""
@@ -117,6 +124,37 @@ def slab_name(slab: Slab) -> str:
     """Return one path component that names a slab, for its lock and its temporary files."""
     series = slab.series
     return f"{series.unit}-{series.depth}-{series.interval}-{encode_value(series.coin)}-{slab.number}"
+
+
+def parse_slab_name(name: str) -> Slab:
+    """Return the slab that a path component names.
+
+    Raises
+    ------
+    ValueError, ConfigError
+        It names none.
+    """
+    found = SLAB_NAME.fullmatch(name)
+    if not found:
+        raise ValueError(f"{name!r} names no slab")
+    unit, depth, interval, coin, number = found.groups()
+    slab = Slab(Series(unquote(coin), interval, unit, int(depth)), int(number))
+    if slab_name(slab) != name:
+        raise ValueError(f"{name!r} is not how a slab is named")
+    return slab
+
+
+def temporary_name(path: PurePosixPath) -> str:
+    """Return what a file is called, in its slab's folder, until it is whole."""
+    return "-".join(path.parts[-2:])
+
+
+def is_temporary_name(name: str, slab: Slab) -> bool:
+    """Whether `temporary_name` gives such a name to a day of a slab's series, or to what is known of a window of it."""
+    coin = f"coin={encode_value(slab.series.coin)}-"
+    return DAY_NAME.fullmatch(name) is not None or (
+        name.startswith(coin) and RECORD_NAME.fullmatch(name.removeprefix(coin)) is not None
+    )
 
 
 @dataclass(frozen=True, slots=True)

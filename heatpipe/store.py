@@ -12,6 +12,7 @@ import re
 import shutil
 import stat
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from functools import partial
 from itertools import count
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
@@ -21,18 +22,24 @@ import pyarrow.parquet as pq
 
 from heatpipe import layout
 from heatpipe.disk import (
+    Disk,
+    check_free,
+    check_move,
+    check_own,
     check_way,
     file_errors,
+    holds_only,
     is_missing,
-    keep_aside,
-    make_folders,
+    is_own,
+    open_lock,
     read_errors,
+    read_signature,
     reason,
+    remove_leftovers,
     same_bytes,
-    sync_folder,
+    sign_lock,
     text_name,
     try_lock,
-    write_synced,
 )
 from heatpipe.errors import ConfigError, DamagedError, DatasetError, LockedError, UnreadableError
 from heatpipe.layout import Day, Footer
@@ -42,8 +49,6 @@ from heatpipe.plan import Slab, slab_days
 TMP: Final = "_tmp"
 LOCKS: Final = "_locks"
 QUARANTINE: Final = "_quarantine"
-ASIDE: Final = ".parquet.old"
-"""End of the name of a day's file in the quarantine: no pattern for Parquet files finds it there."""
 
 RECORD_NAME: Final = re.compile(r"([0-9]+)-([0-9]+)\.(body|json)")
 LOCK_POLL_S: Final = 0.2
@@ -77,6 +82,7 @@ class Store:
 
     def __init__(self, root: str) -> None:
         self.root = Path(root)
+        self._disk = Disk()
         self._told: set[str] = set()
 
     # Reading
@@ -284,19 +290,12 @@ class Store:
         return len(data)
 
     def _replace(self, path: Path, data: bytes | bytearray, slab: Slab) -> None:
-        """Write a file whole: under another name first, so that none is ever seen, or left behind, in part."""
-        parts = path.relative_to(self.root).parts
-        temporary = self._scratch(layout.slab_name(slab)) / "-".join(parts[-2:])
         with file_errors(path):
-            make_folders(temporary.parent)
-            write_synced(temporary, data)
-            make_folders(path.parent)
-            temporary.replace(path)
-            sync_folder(path.parent)
+            self._disk.put(path, data, self._temporary(path, slab))
 
     def free_bytes(self) -> int:
-        """Free space where the root is, or will be."""
-        folder = self.root.absolute()
+        """Free space where the days are, or will be."""
+        folder = (self.root / layout.TABLE).absolute()
         while not folder.exists():
             folder = folder.parent
         return shutil.disk_usage(folder).free
@@ -317,46 +316,75 @@ class Store:
         LockedError
             Another process holds it; says which.
         """
-        name = layout.slab_name(slab)
-        with self._hold(name, str(slab), wait):
-            check_way(self._scratch(name), self.root)
-            check_way(self.root / layout.series_path(slab.series), self.root)
+        self._check_slab(slab)
+        with contextlib.ExitStack() as stack:
+            for home in self._homes():
+                stack.enter_context(self._hold(home, slab, str(slab), wait))
             yield
+
+    def check_series(self, series: Series) -> None:
+        """Raise a DatasetError if a link is in the place of heatpipe's own folders, or a mount point on a file's way.
+
+        All of a run's series can be looked at before anything is paid for.
+        """
+        aside = self._quarantine_folder(series)
+        for home in self._homes():
+            check_own(home / LOCKS, home)
+            check_own(home / TMP, home)
+        check_own(aside, self.root)
+        for folder in (self.root / layout.series_path(series), aside):
+            check_move(self._home_of(folder) / TMP, folder)
+
+    def _check_slab(self, slab: Slab) -> None:
+        """Raise a DatasetError where something is in the way of what may have to be written."""
+        series = slab.series
+        self.check_series(series)
+        for home in self._homes():
+            scratch = self._scratch(home, slab)
+            check_own(scratch, home)
+            check_way(scratch)
+            check_free(scratch, partial(layout.is_temporary_name, slab=slab))
+        days = [folder for day, folder in self._day_folders(series) if day in days_of(slab.span)]
+        for folder in (self.root / layout.series_path(series), self._quarantine_folder(series), *days):
+            check_way(folder)
+            check_move(self._home_of(folder) / TMP, folder)
 
     def sweep(self) -> None:
         """Remove what processes that were killed left below ``_tmp/``; not what others still work on."""
-        with contextlib.suppress(OSError):
-            for leftover in sorted(path for path in (self.root / TMP).iterdir() if path.is_dir()):
-                with contextlib.suppress(DatasetError), self._hold(leftover.name, leftover.name, None):
-                    pass  # whoever has the lock has removed them
+        for home in self._homes():
+            for slab in _slabs_named(home / TMP) if is_own(home / TMP, home) else []:
+                if holds_only(self._scratch(home, slab), partial(layout.is_temporary_name, slab=slab)):
+                    with contextlib.suppress(DatasetError):
+                        self._check_slab(slab)
+                        with self._hold(home, slab, str(slab), None):
+                            pass  # whoever has the lock has removed them
 
     @contextlib.contextmanager
-    def _hold(self, name: str, what: str, wait: Callable[[float], None] | None) -> Iterator[None]:
-        path = self.root / LOCKS / f"{name}.lock"
+    def _hold(self, home: Path, slab: Slab, what: str, wait: Callable[[float], None] | None) -> Iterator[None]:
+        """Hold the lock of a slab's temporary files, beside which it lies."""
+        path = home / LOCKS / f"{layout.slab_name(slab)}.lock"
+        scratch = self._scratch(home, slab)
         with file_errors(path):
-            make_folders(path.parent)
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            self._disk.make_folders(path.parent)
+        descriptor = open_lock(path)
         try:
             told = False
-            while not try_lock(descriptor):
-                holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "another process"
-                held = f"{what} is being worked on by {holder}"
+            while not try_lock(descriptor, path):
+                held = f"{what} is being worked on by {read_signature(descriptor) or 'another process'}"
                 if wait is None:
                     raise LockedError(held, str(path))
                 if not told:
                     LOG.warning("waiting: %s", held)
                 told = True
                 wait(LOCK_POLL_S)
-            with file_errors(path):
-                os.ftruncate(descriptor, 0)
-                os.pwrite(descriptor, f"process {os.getpid()} on {os.uname().nodename}\n".encode(), 0)
-            if self._scratch(name).exists():  # of one that was killed, perhaps before it could sync a folder
+            sign_lock(descriptor, path)
+            if scratch.exists():  # of one that was killed, perhaps before it could sync a folder
                 os.sync()
-                shutil.rmtree(self._scratch(name), ignore_errors=True)
+                remove_leftovers(scratch, partial(layout.is_temporary_name, slab=slab))
             try:
                 yield
             finally:
-                shutil.rmtree(self._scratch(name), ignore_errors=True)
+                remove_leftovers(scratch, partial(layout.is_temporary_name, slab=slab))
         finally:
             os.close(descriptor)
 
@@ -406,27 +434,24 @@ class Store:
         """Keep a file that is about to be replaced, beside earlier ones. The caller holds the slab's lock."""
         path = self._path(slab.series, day)
         folder, date = self._quarantine_folder(slab.series), layout.day_date(day)
-        names = (f"{date}{f'-{number}' if number > 1 else ''}{ASIDE}" for number in count(1))
-        temporary = self._scratch(layout.slab_name(slab)) / f"{folder.name}-{date}{ASIDE}"
+        names = (f"{date}{f'-{number}' if number > 1 else ''}{layout.ASIDE}" for number in count(1))
         with file_errors(path):
             copy = next(
                 copy for copy in map(folder.joinpath, names) if not os.path.lexists(copy) or same_bytes(copy, path)
             )
             if not os.path.lexists(copy):
-                make_folders(folder)
-                make_folders(temporary.parent)
-                keep_aside(path, copy, temporary)
+                self._disk.keep_aside(path, copy, self._temporary(copy, slab))
 
     def _records(self, series: Series) -> Iterator[tuple[Path, Span]]:
         """Yield the files of each record, the answer before what is said of it, and the span in their name."""
         folder = self._quarantine_folder(series)
         longest_s = slab_days(series.interval_s) * DAY_S
-        if not os.path.isdir(folder):  # noqa: PTH112 - Path.is_dir raises where the way to it is barred
+        if not is_own(folder, self.root):
             return
-        for name, _ in self.list_folder(PurePosixPath(folder.relative_to(self.root))):
+        for name, kind in self.list_folder(PurePosixPath(folder.relative_to(self.root))):
             found = RECORD_NAME.fullmatch(name)
             span = Span(int(found[1]), int(found[2])) if found else Span(0, 0)
-            if 0 < span.seconds <= longest_s:
+            if kind == "file" and 0 < span.seconds <= longest_s:
                 yield folder / name, span
 
     # Places
@@ -434,8 +459,22 @@ class Store:
     def _path(self, series: Series, day: int) -> Path:
         return self.root / layout.day_path(series, day)
 
-    def _scratch(self, name: str) -> Path:
-        return self.root / TMP / name
+    def _homes(self) -> list[Path]:
+        """Where heatpipe keeps files of its own: the root; and, if the table is a link, beside what it leads to."""
+        table = self.root / layout.TABLE
+        beside = Path(os.path.realpath(table)).parent
+        linked = table.is_symlink() and beside != Path(os.path.realpath(self.root))
+        return [self.root, beside] if linked else [self.root]
+
+    def _home_of(self, path: Path) -> Path:
+        """Where a file is to be written down, so that it can be moved to its place in one step."""
+        return self._homes()[-1 if path.is_relative_to(self.root / layout.TABLE) else 0]
+
+    def _scratch(self, home: Path, slab: Slab) -> Path:
+        return home / TMP / layout.slab_name(slab)
+
+    def _temporary(self, path: Path, slab: Slab) -> Path:
+        return self._scratch(self._home_of(path), slab) / layout.temporary_name(PurePosixPath(path))
 
     def _quarantine_folder(self, series: Series) -> Path:
         return self.root / QUARANTINE / layout.series_path(series).relative_to(layout.TABLE)
@@ -550,3 +589,13 @@ def _parts(folder: Path, key: str) -> Iterator[tuple[str | int, str]]:
     for name in names:
         with contextlib.suppress(ValueError, ConfigError):
             yield layout.parse_part(key, name), name
+
+
+def _slabs_named(folder: Path) -> list[Slab]:
+    """Return the slabs that have a folder of their own; what else lies there is not heatpipe's."""
+    found: list[Slab] = []
+    with contextlib.suppress(OSError):
+        for name in sorted(os.listdir(folder)):  # noqa: PTH208 - names are all that is wanted
+            with contextlib.suppress(ValueError, ConfigError):
+                found.append(layout.parse_slab_name(name))
+    return found

@@ -20,7 +20,7 @@ import pytest
 from heatpipe.cli import app, run
 from heatpipe.config import Secret, Settings
 from heatpipe.ingest import backfill
-from heatpipe.layout import TABLE, day_path, slab_name
+from heatpipe.layout import TABLE, day_path, series_path, slab_name
 from heatpipe.model import Series, Span, Spans, days_of, show_time
 from heatpipe.plan import plan_slabs
 from heatpipe.store import Store
@@ -442,7 +442,8 @@ OBSTACLES: Final = [
     pytest.param(str(DATE), put_dangling_link, NOT_A_FOLDER, id="date-is-a-dangling-link"),
     pytest.param(f"{DATE}/part-0.parquet", put_folder, "s a ", id="day-is-a-folder"),
     pytest.param(f"{DATE}/part-0.parquet", Path.mkdir, "s a ", id="day-is-an-empty-folder"),
-    pytest.param("_quarantine", put_file, None, id="quarantine-is-a-file-and-not-needed"),
+    pytest.param("_quarantine", put_file, NOT_A_FOLDER, id="quarantine-is-a-file"),
+    pytest.param("_quarantine", put_dangling_link, NOT_A_FOLDER, id="quarantine-is-a-dangling-link"),
 ]
 
 
@@ -455,7 +456,7 @@ def test_what_is_in_the_way_is_named_and_left_alone(
     caplog: pytest.LogCaptureFixture,
     place: str,
     put: Callable[[Path], None],
-    reason: str | None,
+    reason: str,
 ) -> None:
     path = root / place
     if not path.exists() and path != root:  # something of another series is there before, where that is possible
@@ -468,10 +469,7 @@ def test_what_is_in_the_way_is_named_and_left_alone(
     before = read_tree(tmp_path)
     command = ["backfill", *asked_for(HOURLY, START, START + 2 * DAY)]
     ended = heatpipe_here(*command, root=root)
-    if reason is None:
-        assert (ended.returncode, ended.stderr) == (0, "")
-    else:
-        check_failure(ended, str(path), reason)
+    check_failure(ended, str(path), reason)
     assert caplog.messages == []
     after = read_tree(tmp_path)
     assert {name: after.get(name) for name in before} == before
@@ -494,7 +492,7 @@ def test_a_root_far_below_what_there_is_is_made(heatpipe_here: Heatpipe, tmp_pat
     assert len(days_on_disk(root)) == 1
 
 
-def test_a_quarantine_that_is_a_file_is_named_when_it_is_needed(
+def test_a_folder_in_the_place_of_a_record_is_named_when_it_is_needed(
     heatpipe_here: Heatpipe, fill: Fill, upstream: MakeUpstream, root: Path, tmp_path: Path
 ) -> None:
     sane = threading.Event()
@@ -505,12 +503,13 @@ def test_a_quarantine_that_is_a_file_is_named_when_it_is_needed(
         return http(body=document(asked, {start: plain_levels(start) for start in asked.starts}, **identity))
 
     url = upstream(script).url
-    root.mkdir()
-    put_file(root / "_quarantine")
+    aside = root / "_quarantine" / series_path(TWO).relative_to(TABLE) / f"{start + 2000 * MINUTE}-{end}.json"
+    aside.parent.mkdir(parents=True)
+    put_folder(aside)
     command = ["backfill", *asked_for(TWO, start, end)]
-    check_failure(heatpipe_here(*command, root=root, url=url), f"cannot write {root}/_quarantine", NOT_A_FOLDER)
+    check_failure(heatpipe_here(*command, root=root, url=url), f"cannot write {aside}", "s a directory")
     assert Store(str(root)).covered(TWO, days_of(Span(start, end))) == Spans.of([(start, start + 2000 * MINUTE)])
-    assert (root / "_quarantine").read_bytes() == b"mine"
+    assert (aside / "inside").read_bytes() == b"mine"
 
     sane.set()
     assert heatpipe_here(*command, root=root, url=url).returncode == 0

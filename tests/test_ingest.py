@@ -1053,7 +1053,7 @@ def test_one_day_that_cannot_be_written_does_not_take_the_others_with_it(
 def test_leftovers_of_a_killed_run_are_gone_after_the_next(upstream: MakeUpstream, settings: MakeSettings) -> None:
     chosen = settings(upstream(honest).url)
     (slab,) = plan_slabs(BTC, Span(YESTERDAY, TODAY))
-    leftover = Path(chosen.root) / "_tmp" / f"coin-2-MINUTE-BTC-{slab.number}" / "2026-03-30.parquet"
+    leftover = Path(chosen.root) / "_tmp" / f"coin-2-MINUTE-BTC-{slab.number}" / "date=2026-03-30-part-0.parquet"
     leftover.parent.mkdir(parents=True)
     leftover.write_bytes(b"half")
     (Path(chosen.root) / "liquidations/unit=coin/depth=2/interval=MINUTE/coin=BTC/date=2026-03-30").mkdir(parents=True)

@@ -166,6 +166,28 @@ def test_two_coins_never_share_a_folder_or_a_lock(one: str, other: str) -> None:
     assert layout.slab_name(Slab(a, 7)) != layout.slab_name(Slab(b, 7))
 
 
+@given(coins, st.sampled_from(list(Interval)), st.sampled_from(["coin", "usd"]), st.integers(1, 100_000))
+@settings(deadline=None)
+def test_a_slab_s_name_names_it_again(coin: str, interval: Interval, unit: str, depth: int) -> None:
+    series_of(coin)
+    slab = Slab(Series(coin, interval.name, unit, depth), 821)
+    assert layout.parse_slab_name(layout.slab_name(slab)) == slab
+
+
+@given(coins)
+@settings(deadline=None)
+def test_what_a_slab_writes_has_a_name_of_its_own_until_it_is_whole(coin: str) -> None:
+    slab, other = Slab(series_of(coin), 821), Slab(Series("another"), 821)
+    folder = PurePosixPath("_quarantine", layout.series_path(slab.series).relative_to(layout.TABLE))
+    records = [
+        folder / name for name in ("0-60.json", "0-60.body", "2026-03-31.parquet.old", "2026-03-31-2.parquet.old")
+    ]
+    names = [layout.temporary_name(path) for path in (layout.day_path(slab.series, DAY), *records)]
+    assert all(layout.is_temporary_name(name, slab) for name in names)
+    assert not any(layout.is_temporary_name(name, other) for name in names[1:])
+    assert not any(layout.is_temporary_name(name + end, slab) for name in names for end in ("x", "\n", "~"))
+
+
 @given(coins, st.integers(0, 1000))
 def test_a_slab_s_name_is_one_harmless_path_component(coin: str, number: int) -> None:
     name = layout.slab_name(Slab(series_of(coin), number))

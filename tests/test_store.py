@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from heatpipe import layout
-from heatpipe.disk import keep_aside, same_bytes
+from heatpipe.disk import Disk, same_bytes
 from heatpipe.errors import DamagedError, DatasetError, LockedError, UnreadableError
 from heatpipe.layout import Day
 from heatpipe.model import Coverage, Series, Snapshots, Span, Spans
@@ -27,6 +27,7 @@ from tests.conftest import DAY, HOUR, MINUTE, TODAY, Mortal, read_tree
 BTC = Series("BTC")
 NUMBER = TODAY // DAY
 SLAB = plan_slabs(BTC, Span(TODAY, TODAY + DAY))[0]
+LEFT = "date=2026-03-31-part-0.parquet"
 PLACE = "liquidations/unit=coin/depth=1500/interval=MINUTE/coin=BTC/date=2026-03-31/part-0.parquet"
 
 
@@ -459,7 +460,7 @@ def test_who_may_wait_gets_the_lock_when_it_is_free(store: Store) -> None:
 
 def test_who_does_not_get_the_lock_leaves_the_holder_s_files_alone(store: Store) -> None:
     with store.lock(SLAB):
-        temporary = store.root / "_tmp" / f"coin-1500-MINUTE-BTC-{SLAB.number}" / "2026-03-31.parquet"
+        temporary = store.root / "_tmp" / f"coin-1500-MINUTE-BTC-{SLAB.number}" / LEFT
         temporary.parent.mkdir(parents=True)
         temporary.write_bytes(b"half a day, about to be renamed")
         with pytest.raises(LockedError), store.lock(SLAB):
@@ -468,9 +469,7 @@ def test_who_does_not_get_the_lock_leaves_the_holder_s_files_alone(store: Store)
 
 
 def test_leftovers_of_a_killed_process_go_under_the_lock(store: Store) -> None:
-    leftovers = [
-        store.root / "_tmp" / f"coin-1500-MINUTE-{name}-{SLAB.number}" / "x.parquet" for name in ("BTC", "ETH")
-    ]
+    leftovers = [store.root / "_tmp" / f"coin-1500-MINUTE-{name}-{SLAB.number}" / LEFT for name in ("BTC", "ETH")]
     for path in leftovers:
         path.parent.mkdir(parents=True)
         path.write_bytes(b"half")
@@ -480,7 +479,7 @@ def test_leftovers_of_a_killed_process_go_under_the_lock(store: Store) -> None:
 
 def test_leftovers_of_the_killed_are_swept_and_those_of_the_living_are_not(store: Store) -> None:
     def leave(coin: str) -> Path:
-        path = store.root / "_tmp" / f"coin-1500-MINUTE-{coin}-{SLAB.number}" / "x.parquet"
+        path = store.root / "_tmp" / f"coin-1500-MINUTE-{coin}-{SLAB.number}" / LEFT
         path.parent.mkdir(parents=True)
         path.write_bytes(b"half")
         return path
@@ -564,7 +563,7 @@ def test_where_there_are_no_links_a_copy_is_made_with_the_holes_that_the_file_ha
             file.seek(100 << 20)
             file.write(b"PAR1")
             file.truncate(200 << 20)
-        keep_aside(path, tmp_path / "copy", tmp_path / "temporary")
+        Disk().keep_aside(path, tmp_path / "copy", tmp_path / "temporary")
         assert same_bytes(tmp_path / "copy", path)
     assert (tmp_path / "copy").stat().st_blocks * 512 < 8 << 20
     assert [path.name for path in tmp_path.iterdir()] == ["copy"]

@@ -206,6 +206,8 @@ def _made(path: Any, _mode: int, folder: int) -> list[Operation]:
 
 
 def _renamed(source: Any, path: Any, from_folder: int, to_folder: int) -> list[Operation]:
+    if os.fsdecode(path).endswith("/."):  # which the system refuses: only what it says is wanted
+        return []
     return [Operation("rename", _name(path, to_folder), _name(source, from_folder))]
 
 
