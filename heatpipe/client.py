@@ -7,6 +7,7 @@ import logging
 import random
 import re
 import socket
+import ssl
 import threading
 import time
 import urllib.parse
@@ -25,6 +26,7 @@ from heatpipe.config import LOOPBACK, Secret, Settings
 from heatpipe.errors import (
     ClockError,
     ConfigError,
+    EnvelopeError,
     HeatpipeError,
     HistoryError,
     KeyRefusedError,
@@ -49,11 +51,38 @@ BACKOFF_FIRST_S: Final = 0.5
 BACKOFF_MOST_S: Final = 30.0
 BYTES_PER_LEVEL: Final = 64
 """Cap on an answer: bytes per level that could be in it, headers counted as one. Real ones take about 16."""
+MOST_BODY_BYTES: Final = 400 << 20
+"""Cap on any answer, however deep its snapshots."""
 ENVELOPE_BYTES: Final = 1 << 16
 CLOCKS_AGREE_S: Final = 300.0
 """Apart by more, the upstream's clock and ours are warned about, and no absence is believed by its age."""
 CLOCKS_APART_S: Final = 3600.0
 """Apart by more, one of them is wrong, and nothing can be asked for by it."""
+CHUNK_BYTES: Final = 1 << 16
+"""What comes in smaller pieces is put together to so much: a piece takes memory of its own."""
+MOST_PIECES: Final = 1 << 17
+"""Pieces that an answer may come in: each takes time of its own."""
+UNHEARD_S: Final = 5.0
+"""How long a connection that is refused on this machine is tried for, where nothing was ever heard."""
+LINGER_S: Final = 0.5
+"""How long to wait, behind an answer, for the end of its connection, which was asked for: what comes instead was not,
+and then what was read may not be the answer either."""
+LINGER_LESS_S: Final = 0.05
+"""The same, at an upstream that leaves its connections open nevertheless."""
+ANSWER_BEGINS: Final = b"HTTP/1."
+LATER_STATUSES: Final = (408, 425, 429)
+"""Those from 400 to 499 that pass."""
+FINAL_STATUSES: Final = {
+    402: "the upstream asks for a payment",
+    405: "is {url} the API's URL?",
+    407: "a proxy asks for a user and a password; they belong into HTTPS_PROXY",
+    410: "is {url} the API's URL?",
+    413: "the upstream, or a proxy on the way, takes no request of this size",
+    422: "the upstream can make nothing of the request; is {url} the API's URL?",
+    431: "the upstream, or a proxy on the way, takes no headers of this size; is the API key right?",
+    451: "the upstream may not answer, for legal reasons",
+}
+"""Refusals that stay, whatever is asked for: what to think of each."""
 FOREIGN_LOGGERS: Final = ("httpx", "httpcore.connection", "httpcore.http11", "httpcore.proxy")
 
 _Read = TypeVar("_Read")
@@ -114,7 +143,8 @@ class Client:
         self._monotonic = monotonic
         self._answered = False
         self._clocks_agreed = self._clocks_told = False
-        self._heard_at = -inf
+        self._heard = False
+        self._silence = _Silence(monotonic)
         self._spellings = _spell_key(settings.key().reveal())
         # Plain HTTP, on loopback, needs no certificates to be loaded.
         self._tls = httpx.create_ssl_context() if settings.url.startswith("https:") else False
@@ -147,9 +177,11 @@ class Client:
                 "User-Agent": f"heatpipe/{__version__}",
                 "Accept": "application/json",
                 "Accept-Encoding": "gzip",
+                "Connection": "close",
             },
             timeout=self._settings.timeout_s,
-            limits=httpx.Limits(max_connections=1),
+            # No connection is used twice: what came there unasked would be taken for the next answer.
+            limits=httpx.Limits(max_connections=1, max_keepalive_connections=0),
             follow_redirects=False,
             verify=self._tls,
             # A proxy from the environment would carry a loopback request, with its key in clear, off this machine.
@@ -181,88 +213,147 @@ class Client:
         """
         patience = _Patience(self._settings.patience_s)
         backoffs = _backoffs()
-        began = self._monotonic()
         while True:
             self._wait_for_budget(window, patience)
-            started = self._monotonic()
-            reading_s = 0.0  # what `read` waits for is no failing of the upstream's
+            began_s = self._silence.now_s()
             try:
-                body = self._ask(window, spent)
-                self._answered = True
-                self._budget.answered()
-                received = self._monotonic()
-                try:
-                    return read(body)
-                finally:
-                    reading_s = self._monotonic() - received
-            except RateLimitedError as exc:
-                self._budget.hold(exc.retry_after_s)
-                fault: TransientError = exc
-                if (exc.retry_after_s or 0.0) > patience.left_s:
-                    raise
+                with self._charged(patience):
+                    body = self._ask(window, spent)
+                return self._read(body, read)
+            except TooHeavyError as exc:
+                if self._quiet_left_s(exc) <= 0:
+                    raise self._unreachable(exc) from exc
+                raise
             except TransientError as exc:
                 fault = exc
-                if patience.left_s > 0:
-                    self._sleep(next(backoffs))
-            patience.lose(fault, self._monotonic() - started - reading_s)
-            if patience.left_s <= 0:
-                raise self._last_word(fault, began)
+            self._silence.goes_on(began_s)
+            named_s = 0.0  # what comes before that is in vain
+            if isinstance(fault, RateLimitedError):
+                self._budget.hold(fault.retry_after_s)
+                named_s = fault.retry_after_s or 0.0
+            elif patience.left_s > 0:
+                with self._charged(patience):
+                    self._sleep(max(0.0, min(next(backoffs), self._quiet_left_s(fault))))
+            patience.note(fault)
+            if self._quiet_left_s(fault) <= named_s:
+                raise self._unreachable(fault) from fault
+            if patience.left_s <= named_s:
+                raise fault
             if not isinstance(fault, RateLimitedError):  # to be told to wait is no attempt
                 spent.commit()
             level = logging.INFO if patience.failures < LOUD_FROM else logging.WARNING
             LOG.log(level, "trying again: %s", fault)
 
-    def _last_word(self, fault: TransientError, began: float) -> HeatpipeError:
-        """Tell a window that will not come from an upstream that answers nothing to anyone."""
-        if self._settings.patience_s and self._heard_at < began:
-            url, patience_s = self._settings.url, self._settings.patience_s
-            return UnreachableError(
-                f"no answer of any kind for {patience_s:g} s ({fault}); is {url} the API's URL, and the network up? "
-                "What had come is on disk, the same command fetches the rest"
-            )
-        return fault
+    def _read(self, body: Body, read: Callable[[Body], _Read]) -> _Read:
+        """Let a body be read; what the reader waits for is no failing of the upstream's."""
+        self._answered = True
+        self._budget.answered()
+        try:
+            found = read(body)
+        except TransientError:
+            raise
+        except HeatpipeError:
+            self._silence.ends()
+            raise
+        self._silence.ends()
+        return found
+
+    @contextlib.contextmanager
+    def _charged(self, patience: "_Patience") -> Iterator[None]:
+        """Take the time that the block lasts from a window's patience, and from the run's."""
+        started = self._monotonic()
+        with self._silence.counted():
+            try:
+                yield
+            finally:
+                patience.left_s -= self._monotonic() - started
+
+    def _quiet_left_s(self, fault: HeatpipeError) -> float:
+        """For how much longer nothing may come before the run ends."""
+        return self._longest_quiet_s(fault) - self._silence.lasted_s()
+
+    def _longest_quiet_s(self, fault: HeatpipeError) -> float:
+        longest_s = self._settings.patience_s or inf  # without patience each window is asked for once
+        if isinstance(fault, _NobodyListensError) and not self._heard:
+            longest_s = min(longest_s, UNHEARD_S)
+        return longest_s
+
+    def _unreachable(self, fault: HeatpipeError) -> UnreachableError:
+        """Say that nothing comes, for anyone."""
+        url, longest_s = self._settings.url, self._longest_quiet_s(fault)
+        if isinstance(fault, RateLimitedError):
+            said = f"the upstream asks everyone to wait, for longer than patience_s allows ({fault})."
+        elif self._heard:
+            said = f"no good answer for {longest_s:g} s ({fault})."
+        elif isinstance(fault, _NobodyListensError):
+            said = f"no answer of any kind for {longest_s:g} s ({fault}); is {url} the API's URL?"
+            said += " `heatpipe sandbox` serves one on this machine."
+        else:
+            said = f"no answer of any kind for {longest_s:g} s ({fault}); is {url} the API's URL, and the network up?"
+        return UnreachableError(
+            f"{said} What had come is on disk, the same command fetches the rest",
+            is_there=self._silence.is_spoken and not isinstance(fault, RateLimitedError),
+        )
 
     def _wait_for_budget(self, window: Window, patience: "_Patience") -> None:
-        started = self._monotonic()
-        try:
-            held_s = self._budget.spend(window.weight, patience_s=patience.left_s, sleep=self._sleep)
-        except RateLimitedError as exc:
-            raise RateLimitedError(f"{window}: {exc}, and patience_s allows no more", exc.retry_after_s) from exc
-        if isinstance(patience.fault, RateLimitedError):
-            patience.left_s -= self._monotonic() - started  # the budget that it emptied has to fill first
-        elif patience.fault is not None:
+        told_to_wait = isinstance(patience.fault, RateLimitedError)
+        # the budget that it emptied has to fill first
+        with self._charged(patience) if told_to_wait else contextlib.nullcontext():
+            try:
+                held_s = self._budget.spend(window.weight, patience_s=patience.left_s, sleep=self._sleep)
+            except RateLimitedError as exc:
+                if told_to_wait and self._quiet_left_s(exc) <= (exc.retry_after_s or 0.0):
+                    raise self._unreachable(exc) from exc
+                raise RateLimitedError(f"{window}: {exc}, and patience_s allows no more", exc.retry_after_s) from exc
+        if patience.fault is not None and not told_to_wait:
             patience.left_s -= held_s  # but a hold that a neighbour caused is no failing of a new window
 
     def _ask(self, window: Window, spent: "Spent") -> Body:
         """Send one request; return its body or raise what its answer means."""
+        began_s = self._silence.now_s()
+        answer = self._exchange(window, spent)
+        if isinstance(answer, Body):
+            return answer
+        if answer.status < httpx.codes.INTERNAL_SERVER_ERROR and not isinstance(answer.meaning, TransientError):
+            self._silence.ends()
+        else:
+            self._silence.goes_on(began_s, is_spoken=True)
+        raise answer.meaning
+
+    def _exchange(self, window: Window, spent: "Spent") -> "Body | _Refusal":
+        """Send one request; return what was answered."""
         asked_at = self._clock()
         spent.add(window.weight)
         line = self._line()
         request = line.http.build_request(
             "GET", POINTS_PATH, params=_parameters(window), extensions={"trace": line.trace}
         )
+        fault: HeatpipeError
         try:
             with line.within(self._longest_s), contextlib.closing(line.http.send(request, stream=True)) as response:
-                self._heard_at = self._monotonic()
+                self._heard = True
+                if line.spoke_first:
+                    raise TransientError(f"{window}: {self._settings.url} answered before it was asked")
                 date = _date_of(response)
                 dated = self._compare_clocks(date, asked_at)
-                if response.status_code != httpx.codes.OK:
-                    raise self._refusal(response, window)
-                text, wire_bytes = self._receive(response, window)
-        except (httpx.ConnectError, httpx.ConnectTimeout) as exc:
+                answer = self._receive(response, window, asked_at if date is None else min(asked_at, date), dated)
+                if line.said_more:
+                    raise TransientError(f"{window}: {self._settings.url} sent more than the answer")
+                return answer
+        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError) as exc:
             spent.take_back(window.weight)  # nothing was sent
-            raise TransientError(f"{window}: no connection to {self._settings.url} ({self._clean(str(exc))})") from exc
-        except httpx.TimeoutException as exc:
-            raise TransientError(
+            fault = self._no_connection(exc, window)
+        except httpx.TimeoutException:
+            fault = TransientError(
                 f"{window}: no answer from {self._settings.url} within {self._settings.timeout_s:g} s"
-            ) from exc
+            )
         except httpx.HTTPError as exc:
             said = self._clean(str(exc)) or type(exc).__name__
             if line.was_cut:
                 said = f"the answer has not come within {self._longest_s:g} s"
-            # Not "from exc": a traceback would print what an answer that is no HTTP says, which may echo the key.
-            raise TransientError(f"{window}: {self._settings.url}: {said}") from None
-        return Body(text, wire_bytes, asked_at if date is None else min(asked_at, date), dated)
+            fault = TransientError(f"{window}: {self._settings.url}: {said}")
+        # Out here it has no context: a traceback would print what an answer that is no HTTP says, and what was sent.
+        raise fault
 
     def _compare_clocks(self, date: float | None, asked_at: float) -> bool:
         """Return whether an answer's Date lies between the request and now, within a few minutes.
@@ -291,78 +382,95 @@ class Client:
             LOG.warning("%s; intervals count as closed by the earlier one: set this machine's clock right", clocks)
         return False
 
+    def _no_connection(self, exc: httpx.HTTPError, window: Window) -> HeatpipeError:
+        """Return the error that a connection that did not come to be means."""
+        url, said = self._settings.url, self._clean(str(exc))
+        for cause in _causes(exc):
+            if isinstance(cause, ssl.SSLCertVerificationError):
+                return ConfigError(
+                    f"the certificate of {url} is not trusted ({self._clean(cause.verify_message)}): is this clock "
+                    "right? An authority of one's own is named with SSL_CERT_FILE"
+                )
+            if isinstance(cause, ConnectionRefusedError) and urlsplit(url).hostname in LOOPBACK:
+                return _NobodyListensError(f"{window}: no connection to {url} ({said})")
+        if isinstance(exc, httpx.ProxyError) and _is_final_at_proxy(said):
+            return ConfigError(
+                f"the proxy refuses the way to {url} ({said}); see the variables HTTPS_PROXY, ALL_PROXY and NO_PROXY"
+            )
+        through = "the proxy has " if isinstance(exc, httpx.ProxyError) else ""
+        return TransientError(f"{window}: {through}no connection to {url} ({said})")
+
     @property
     def _longest_s(self) -> float:
         """Seconds that one answer may take; while bytes drip in, no time-out ends it."""
         return self._settings.patience_s + 2 * self._settings.timeout_s  # silence ends by its own name, before this
 
-    def _receive(self, response: httpx.Response, window: Window) -> tuple[Text, int]:
-        """Read a body, no further than its cap; return it and its size on the wire."""
+    def _receive(self, response: httpx.Response, window: Window, asked_at: float, dated: bool) -> "Body | _Refusal":
+        """Read an answer, no further than its cap."""
+        if response.status_code != httpx.codes.OK:
+            return _Refusal(response.status_code, self._refusal(response, window))
+        compressed = _is_compressed(response)
+        if compressed is None:
+            named = self._clean(response.headers["Content-Encoding"])
+            raise EnvelopeError(f"{window}: the answer is encoded as {named!a}, asked was gzip")
         cap = body_cap(window)
-        compressed = self._is_compressed(response, window)
-        chunks: list[bytes] = []
-        wire_bytes = 0
-        for chunk in response.iter_raw():
-            chunks.append(chunk)
-            wire_bytes += len(chunk)
-            if wire_bytes > cap:
-                raise TooHeavyError(f"{window}: the answer is larger than {cap:,} bytes")
-        return Text(chunks, compressed=compressed, cap=cap, name=str(window)), wire_bytes
-
-    def _is_compressed(self, response: httpx.Response, window: Window) -> bool:
-        named = response.headers.get("Content-Encoding", "")
-        encoding = named.strip().lower()
-        if encoding not in ("", "identity", "gzip"):
-            raise TransientError(f"{window}: the answer is encoded as {self._clean(named)!a}, asked was gzip")
-        return bool(encoding == "gzip")
+        pieces = _Pieces(cap)
+        for piece in response.iter_raw():
+            if not pieces.take(piece):
+                raise TooHeavyError(f"{window}: the answer {pieces.too_much}")
+        text = Text(pieces.chunks(), compressed=compressed, cap=cap, name=str(window))
+        return Body(text, pieces.size_bytes, asked_at, dated)
 
     def _refusal(self, response: httpx.Response, window: Window) -> HeatpipeError:
         """Return the error that an answer other than 200 means."""
-        code, message, retry_after_s = self._read_refusal(response, window)
-        status = response.status_code
+        found = self._read_refusal(response)
+        code, message = (self._clean(str(found.get(name) or "")) for name in ("error", "message"))
+        status, url = response.status_code, self._settings.url
         said = f"{window}: the upstream answered {status}" + (f" {code}" if code else "")
         said += f" ({message})" if message else ""
-        if status == httpx.codes.TOO_MANY_REQUESTS:
-            named = _retry_after(response.headers, _date_of(response) or self._clock())
-            return RateLimitedError(said, retry_after_s if named is None else named)
-        if status == httpx.codes.GATEWAY_TIMEOUT:
-            return TooHeavyError(said)
-        if status == httpx.codes.UNAUTHORIZED:
-            return KeyRefusedError("the upstream refuses the API key (401); check KIYOTAKA_API_KEY and the API's URL")
-        if status == httpx.codes.FORBIDDEN:
-            return _forbidden(said, f"{code} {message}".lower())
-        if status == httpx.codes.BAD_REQUEST:
-            return SymbolError(said) if code == "INVALID_SYMBOL" else RequestError(said)
-        elsewhere = status == httpx.codes.NOT_FOUND or response.is_redirect
-        if elsewhere and not self._answered:  # later on it is as passing as any other
-            return ConfigError(f"{said}; is {self._settings.url} the API's URL?")
+        elsewhere = f"{said}; is {url} the API's URL?"
+        match status:
+            case httpx.codes.TOO_MANY_REQUESTS:
+                named_s = _retry_after(response.headers, _date_of(response) or self._clock())
+                return RateLimitedError(said, _seconds(found.get("retry_after")) if named_s is None else named_s)
+            case httpx.codes.GATEWAY_TIMEOUT:
+                return TooHeavyError(said)
+            case httpx.codes.UNAUTHORIZED:
+                return KeyRefusedError(
+                    "the upstream refuses the API key (401); check KIYOTAKA_API_KEY and the API's URL"
+                )
+            case httpx.codes.FORBIDDEN if code:
+                return _forbidden(said, f"{code} {message}".lower())
+            case httpx.codes.FORBIDDEN if not self._answered:
+                return ConfigError(f"{said}, and not as the API does: somebody in between refuses, or {url} is another")
+            case httpx.codes.BAD_REQUEST:
+                return SymbolError(said) if code == "INVALID_SYMBOL" else RequestError(said)
+            case _ if status in FINAL_STATUSES:
+                return ConfigError(f"{said}; {FINAL_STATUSES[status].format(url=url)}")
+            case httpx.codes.NOT_FOUND if not self._answered:  # later on it is as passing as any other
+                return ConfigError(elsewhere)
+            case _ if response.is_redirect and not self._answered:
+                return ConfigError(elsewhere)
         return TransientError(said)
 
-    def _read_refusal(self, response: httpx.Response, window: Window) -> tuple[str, str, float | None]:
-        """Return `error`, `message` and `retry_after` of an error body, as far as it has them."""
-        chunks: list[bytes] = []
-        size = 0
+    def _read_refusal(self, response: httpx.Response) -> dict[str, Any]:
+        """Return an error body, if it is an object; nothing else."""
+        compressed = _is_compressed(response)
+        pieces = _Pieces(ENVELOPE_BYTES)
         body = bytearray()
         try:
-            compressed = self._is_compressed(response, window)
-            for chunk in response.iter_raw():
-                chunks.append(chunk)
-                size += len(chunk)
-                if size > ENVELOPE_BYTES:
-                    return "", "", None
+            for piece in response.iter_raw():
+                if not pieces.take(piece):
+                    return {}
+            if compressed is None:
+                return {}
             with contextlib.suppress(TransientError):  # cut short, it may say enough
-                for piece in Text(chunks, compressed=compressed, cap=ENVELOPE_BYTES):
-                    body += piece
+                for part in Text(pieces.chunks(), compressed=compressed, cap=ENVELOPE_BYTES):
+                    body += part
             found = json.loads(body)
-        except (httpx.HTTPError, TransientError, TooHeavyError, ValueError, RecursionError):
-            return "", "", None
-        if not isinstance(found, dict):
-            return "", "", None
-        return (
-            self._clean(str(found.get("error", ""))),
-            self._clean(str(found.get("message", ""))),
-            _seconds(found.get("retry_after")),
-        )
+        except (httpx.HTTPError, TooHeavyError, ValueError, RecursionError):
+            return {}
+        return found if isinstance(found, dict) else {}
 
     def _clean(self, text: str) -> str:
         return self.clean(text)[:200].strip()
@@ -380,6 +488,18 @@ class Client:
         return body
 
 
+@dataclass(frozen=True, slots=True)
+class _Refusal:
+    """An answer of another status than 200, and the error that it means."""
+
+    status: int
+    meaning: HeatpipeError
+
+
+class _NobodyListensError(TransientError):
+    """No connection: nobody listens at a port of this machine."""
+
+
 class _Patience:
     """How long one window may go on failing, and of what it failed last."""
 
@@ -388,28 +508,148 @@ class _Patience:
         self.failures = 0
         self.fault: TransientError | None = None
 
-    def lose(self, fault: TransientError, seconds: float) -> None:
+    def note(self, fault: TransientError) -> None:
         """Count a failed attempt."""
-        self.left_s -= seconds
         self.failures += 1
         self.fault = fault
 
 
-class _Line:
-    """One thread's connection, and a clock that cuts it where an answer takes too long.
+class _Silence:
+    """How long nothing good has come, to anyone, although somebody asked for it. Threads share it.
 
-    A time-out of httpx's begins anew with every byte: an answer that drips in, headers too, would never end.
+    Its time passes only while somebody asks, or waits because of a fault: waits for our own budget are no failing.
+
+    Parameters
+    ----------
+    monotonic : callable
+        Seconds.
+
+    Attributes
+    ----------
+    is_spoken : bool
+        Whether there were answers nevertheless, such as that the upstream is in trouble.
+    """
+
+    def __init__(self, monotonic: Callable[[], float]) -> None:
+        self._monotonic = monotonic
+        self._lock = threading.Lock()
+        self._asking = 0
+        self._counted_s = 0.0
+        self._counted_at = monotonic()
+        self._since_s: float | None = None
+        self._ended_s = 0.0
+        self.is_spoken = False
+
+    @contextlib.contextmanager
+    def counted(self) -> Iterator[None]:
+        """Let its time pass while the block lasts; once, however many threads are in such a block."""
+        with self._lock:
+            self._pass()
+            self._asking += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._pass()
+                self._asking -= 1
+
+    def now_s(self) -> float:
+        """Return its own time."""
+        with self._lock:
+            return self._pass()
+
+    def goes_on(self, since_s: float, *, is_spoken: bool = False) -> None:
+        """Note that an attempt has failed that began then."""
+        with self._lock:
+            self.is_spoken |= is_spoken
+            if self._since_s is None:
+                self._since_s = max(since_s, self._ended_s)
+
+    def ends(self) -> None:
+        """Note that something good has come."""
+        with self._lock:
+            self._since_s = None
+            self._ended_s = self._pass()
+            self.is_spoken = False
+
+    def lasted_s(self) -> float:
+        """Return for how long it has lasted."""
+        with self._lock:
+            return 0.0 if self._since_s is None else self._pass() - self._since_s
+
+    def _pass(self) -> float:
+        now = self._monotonic()
+        if self._asking:
+            self._counted_s += now - self._counted_at
+        self._counted_at = now
+        return self._counted_s
+
+
+class _Pieces:
+    """Puts the pieces of an answer together to chunks that are worth their memory.
+
+    Attributes
+    ----------
+    size_bytes : int
+        What has come.
+    too_much : str
+        Why it takes no more.
+    """
+
+    def __init__(self, cap: int) -> None:
+        self.size_bytes = 0
+        self.too_much = ""
+        self._cap = cap
+        self._count = 0
+        self._chunks: list[bytes] = []
+        self._last = bytearray()
+
+    def take(self, piece: bytes) -> bool:
+        """Take the next piece, unless it is too much."""
+        self._count += 1
+        self.size_bytes += len(piece)
+        if self.size_bytes > self._cap:
+            self.too_much = f"is larger than {self._cap:,} bytes"
+        elif self._count > MOST_PIECES:
+            self.too_much = f"comes in more than {MOST_PIECES:,} pieces"
+        else:
+            self._last += piece
+            if len(self._last) >= CHUNK_BYTES:
+                self._chunks.append(bytes(self._last))
+                self._last.clear()
+        return not self.too_much
+
+    def chunks(self) -> list[bytes]:
+        """Return all of it."""
+        return [*self._chunks, bytes(self._last)]
+
+
+class _Line:
+    """One thread's way to the upstream, a connection for each request, and a clock that cuts it where an answer takes
+    too long: a time-out of httpx's begins anew with every byte, and an answer that drips in would never end.
+
+    Attributes
+    ----------
+    was_cut : bool
+        Whether the clock has ended the last request.
+    spoke_first : bool
+        Whether something came before the request was sent.
+    said_more : bool
+        Whether something came behind the answer.
     """
 
     def __init__(self, http: httpx.Client) -> None:
         self.http = http
-        self.was_cut = False
+        self.was_cut = self.spoke_first = self.said_more = False
         self._socket: socket.socket | None = None
+        self._is_readable = False
+        self._held = b""
+        self._linger_s = LINGER_S
 
     @contextlib.contextmanager
     def within(self, seconds: float) -> Iterator[None]:
         """Cut the connection unless the block ends in time."""
-        self.was_cut = False
+        self.was_cut = self.spoke_first = self.said_more = False
         timer = threading.Timer(seconds, self._cut)
         timer.daemon = True
         timer.start()
@@ -419,9 +659,44 @@ class _Line:
             timer.cancel()
 
     def trace(self, event: str, info: Mapping[str, Any]) -> None:
-        """Take note of the socket when httpcore says that it has connected."""
+        """Follow what httpcore does: which connection it has made, when it sends, when it has read an answer."""
         if event.endswith((".connect_tcp.complete", ".start_tls.complete")):
-            self._socket = info["return_value"].get_extra_info("socket")
+            self._take(info["return_value"])
+        elif event == "http11.send_request_headers.started":
+            self.spoke_first |= self._hear(0.0)
+        elif event == "http11.receive_response_body.complete":
+            self.said_more = self._hear(self._linger_s)
+
+    def _take(self, stream: Any) -> None:
+        """Note a connection's socket, and let httpcore read it in such parts that none goes on into another answer."""
+        self._socket = stream.get_extra_info("socket")
+        # Not with TLS within TLS, to a proxy: what is read past the inner one is lost to it.
+        self._is_readable = stream.get_extra_info("ssl_object") in (None, self._socket)
+        self._held = b""
+        read_on = stream.read
+
+        def read(max_bytes: int, timeout: float | None = None) -> bytes:
+            data: bytes = self._held or read_on(max_bytes, timeout)
+            begins = data.find(ANSWER_BEGINS, 1)
+            self._held = data[begins:] if begins > 0 else b""
+            return data[:begins] if begins > 0 else data
+
+        stream.read = read
+
+    def _hear(self, seconds: float) -> bool:
+        """Whether anything comes that is no part of an answer. It is lost, and the connection no good any more."""
+        if self._held:
+            return True
+        if self._socket is None or not self._is_readable:
+            return False
+        try:
+            self._socket.settimeout(seconds)
+            return bool(self._socket.recv(CHUNK_BYTES).strip(b"\r\n"))
+        except TimeoutError:
+            self._linger_s = LINGER_LESS_S
+        except OSError:  # nothing is there yet, or the connection is gone
+            pass
+        return False
 
     def close(self) -> None:
         """End the connection; a thread that waits for an answer there is told at once."""
@@ -500,8 +775,8 @@ def _spell_key(key: str) -> list[Secret]:
 
 
 def body_cap(window: Window) -> int:
-    """Most bytes that an honest answer for a window can have."""
-    return ENVELOPE_BYTES + BYTES_PER_LEVEL * window.points * (window.series.depth + 1)
+    """Most bytes that an answer for a window is read for; an honest one that is larger has to come in halves."""
+    return min(MOST_BODY_BYTES, ENVELOPE_BYTES + BYTES_PER_LEVEL * window.points * (window.series.depth + 1))
 
 
 def show_request(window: Window) -> str:
@@ -531,6 +806,33 @@ def _backoffs() -> Iterator[float]:
     while True:
         yield random.uniform(most / 4, most)  # noqa: S311 - nothing here is a secret
         most = min(BACKOFF_MOST_S, 2 * most)
+
+
+def _causes(exc: BaseException) -> Iterator[BaseException]:
+    """Yield an exception, and what caused it."""
+    cause: BaseException | None = exc
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__ or cause.__context__
+
+
+def _is_final_at_proxy(said: str) -> bool:
+    """Whether a proxy will say the same again: what it answers begins with a status, unless it speaks SOCKS."""
+    status = re.match(r"([1-5]\d\d)\b", said)
+    if status:
+        return 400 <= int(status[1]) < 500 and int(status[1]) not in LATER_STATUSES
+    return "could not connect" not in said or "not allowed" in said
+
+
+def _is_compressed(response: httpx.Response) -> bool | None:
+    """Whether a body is gzip; None where it is in an encoding that nobody here can read."""
+    named = [name.strip().lower() for name in response.headers.get("Content-Encoding", "").split(",")]
+    match [name for name in named if name not in ("", "identity")]:
+        case []:
+            return False
+        case ["gzip" | "x-gzip"]:
+            return True
+    return None
 
 
 def _forbidden(said: str, text: str) -> HeatpipeError:

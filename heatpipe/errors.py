@@ -116,7 +116,17 @@ class LockedError(DatasetError):
 
 
 class UnreachableError(HeatpipeError):
-    """Nobody has answered anything for as long as one window may fail; what came before that is on disk."""
+    """Nothing good has come for as long as one window may fail; what came before that is on disk.
+
+    Attributes
+    ----------
+    is_there : bool
+        Whether somebody has answered, if only that it cannot: something else may still be had there.
+    """
+
+    def __init__(self, message: str, *, is_there: bool = False) -> None:
+        super().__init__(message)
+        self.is_there = is_there
 
 
 class IncompleteError(HeatpipeError):

@@ -39,7 +39,7 @@ which one is decoded while the other is written. As many answers as there are th
 BYTES_PER_ROW: Final = 16
 """A price and a volume."""
 RESERVE_S: Final = 0.5
-"""Longest that the first request, which opens the connection, may take longer to arrive than the others."""
+"""Longest that one request may take longer to arrive than another: each opens a connection of its own."""
 POLL_S: Final = 0.2
 """How soon a request to stop is seen."""
 
@@ -223,7 +223,8 @@ class Crew:
         try:
             job.answer = self._client.fetch(window, job.spent, partial(self._read, job, window))
         except (ConfigError, UnreachableError) as exc:
-            self._refused[None] = exc
+            of_one_series = isinstance(exc, UnreachableError) and exc.is_there
+            self._refused[window.series if of_one_series else None] = exc
             raise
         except HistoryError:
             raise

@@ -329,6 +329,11 @@ class _Waiting:
         self._count(series, -self._windows_of[series])
         self._counted_out.add(series)
 
+    def others(self, series: Series) -> bool:
+        """Whether slabs of another series stand in line."""
+        counted = self._windows_of.items()
+        return any(count and other not in {series, *self._counted_out} for other, count in counted)
+
     def _count(self, series: Series, windows: int) -> None:
         if series not in self._counted_out:
             self._windows_of[series] += windows
@@ -364,6 +369,8 @@ class _Run:
         self._in_flight = 0
         self._report = Report()
         self._windows_done = 0
+        self._doubtful: set[Series] = set()
+        """of which nothing came for a whole patience, nor of any other since"""
 
     def carry_out(self) -> Report:
         try:
@@ -441,6 +448,7 @@ class _Run:
         awaited = set(slab.jobs)
         try:
             if job.answer is not None:
+                self._doubtful.clear()
                 self._report += slab.accept(job, job.answer)
             elif job.fault is not None:
                 self._face(slab, job, job.fault)
@@ -452,11 +460,16 @@ class _Run:
 
     def _face(self, slab: OpenSlab, job: Job, fault: BaseException) -> None:
         """Decide what a fault means: ask again, ask for less, give up a window or a series, or end the run."""
-        if not isinstance(fault, HeatpipeError) or isinstance(fault, ENDS_ALL):
+        series = job.window.series
+        of_one_series = isinstance(fault, UnreachableError) and self._may_be_had_elsewhere(fault, series)
+        if not isinstance(fault, HeatpipeError) or (isinstance(fault, ENDS_ALL) and not of_one_series):
             raise fault
         job.tries[type(fault).__name__] += 1
-        series = job.window.series
-        if isinstance(fault, RequestError) and not isinstance(fault, HistoryError):
+        if of_one_series:
+            self._doubtful.add(series)
+            self._report += slab.drop(job)
+            self._end_series(Failure(series, None, str(fault)))
+        elif isinstance(fault, RequestError) and not isinstance(fault, HistoryError):
             self._report += slab.drop(job)
             gone = isinstance(fault, SymbolError) and self._store.days(series)
             self._end_series(Failure(series, None, f"{fault}{GONE if gone else ''}"))
@@ -469,6 +482,13 @@ class _Run:
             self._report += slab.split(job)
         else:
             self._give_up(slab, job, fault)
+
+    def _may_be_had_elsewhere(self, fault: UnreachableError, series: Series) -> bool:
+        """Whether another series is worth a try before the run ends: perhaps nothing comes of this one alone."""
+        if not fault.is_there or self._doubtful - {series}:
+            return False
+        begun = {slab.slab.series for slab in self._open} - self._standing.ended - {series}
+        return bool(begun) or self._waiting.others(series)
 
     def _give_up(self, slab: OpenSlab, job: Job, fault: HeatpipeError) -> None:
         """Leave a window uncovered, with a record of why; after too many alike, end the series."""

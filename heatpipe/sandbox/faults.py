@@ -213,6 +213,8 @@ HANG = Delivery("hang")
 DRIP = Delivery("drip")
 GZIP_CUT = Delivery("gzip cut")
 BOMB = Delivery("bomb")
+LEFT_OVER = Delivery("left over")
+"""A second answer, which nobody has asked for, behind the honest one."""
 ECHO_KEY_ENCODING = Delivery("key encoding")
 
 
@@ -440,6 +442,7 @@ PASSING: Final[tuple[Fault, ...]] = (
     DRIP,
     GZIP_CUT,
     JSON_CUT,
+    LEFT_OVER,
 )
 """Asked again, the request may be answered."""
 LEGAL: Final[tuple[Damage, ...]] = (REPEATED, OUT_OF_ORDER, ONE_AT_THE_END)

@@ -18,6 +18,7 @@ from heatpipe.sandbox.faults import Delivery, Place
 
 BLOCK_BYTES = 1 << 20
 DRIP_BYTES = 4
+UNASKED = b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 13\r\n\r\n{"series":[]}'
 
 
 class Protocol(H11Protocol):
@@ -72,6 +73,11 @@ class BadlySent(Response):
             case "bomb":
                 await self._swell(transport, send)
                 return
+            case "left over":
+                await self._start(send, str(len(self._data)))
+                await send({"type": "http.response.body", "body": self._data, "more_body": True})
+                transport.write(UNASKED)
+                transport.close()
             case "key encoding":
                 await super().__call__(scope, receive, send)
                 return

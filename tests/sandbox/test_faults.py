@@ -385,6 +385,14 @@ def read_all(connection: socket.socket) -> bytes:
     return b"".join(pieces)
 
 
+def test_what_is_left_over_comes_behind_the_whole_answer() -> None:
+    with sandbox(Rule(faults.LEFT_OVER)) as (http, ledger), raw(http) as connection:
+        said = read_all(connection)
+    assert said.count(b"HTTP/1.1 200 OK") == 2
+    assert said.endswith(b'\r\n\r\n{"series":[]}')
+    assert [entry.fault for entry in ledger] == ["left over"]
+
+
 def test_without_faults_the_ledger_names_none() -> None:
     with sandbox() as (http, ledger):
         assert ask(http).content == honest_text()
