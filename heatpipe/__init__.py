@@ -1,8 +1,11 @@
 """heatpipe: liquidation heatmaps of the Kiyotaka Data API, brought home as partitioned Parquet."""
 
-from typing import TYPE_CHECKING, Any
+from __future__ import annotations
 
+TYPE_CHECKING = False  # typing itself takes as long to import as the interpreter takes to start
 if TYPE_CHECKING:
+    from typing import Any
+
     from heatpipe.config import Settings as Settings
     from heatpipe.frame import scan as scan
     from heatpipe.ingest import backfill as backfill

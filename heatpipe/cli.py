@@ -5,20 +5,23 @@ Engines are imported in the commands that use them: ``heatpipe --help`` answers 
 
 import json
 import logging
-import os
-import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
 
 from cyclopts import App, CycloptsError, Group, Parameter, Token
 
 from heatpipe import __version__
-from heatpipe.errors import ConfigError, DatasetError, HeatpipeError
-from heatpipe.process import prepare_process
+from heatpipe.errors import ConfigError, DatasetError, Stopped
+from heatpipe.process import DONE as DONE
+from heatpipe.process import FAILED as FAILED
+from heatpipe.process import INTERRUPTED as INTERRUPTED
+from heatpipe.process import UNSOUND as UNSOUND
+from heatpipe.process import USAGE as USAGE
+from heatpipe.process import call as call
+from heatpipe.process import on_interrupt, prepare_process, run_process
 from heatpipe.upstream import LOOKBACK
 
 if TYPE_CHECKING:
@@ -28,12 +31,6 @@ if TYPE_CHECKING:
     from heatpipe.status import Tally
     from heatpipe.store import Store
     from heatpipe.verify import Findings
-
-DONE: Final = 0
-FAILED: Final = 1
-USAGE: Final = 2
-UNSOUND: Final = 3
-INTERRUPTED: Final = 130
 
 app = App(
     name="heatpipe",
@@ -371,7 +368,7 @@ def _carry_out(
     named: bool = True,
 ) -> int:
     """Do what a plan says, and tell what was done; `named` is whether its coins were asked for by name."""
-    from heatpipe.fetch import Crew
+    from heatpipe.fetch import Crew, Stop
     from heatpipe.ingest import carry_out
     from heatpipe.progress import show_progress
     from heatpipe.survey import check_plan, without_rows
@@ -379,8 +376,13 @@ def _carry_out(
     _warn(found.warnings)
     check_plan(found, store, settings, max_weight)
     started = time.monotonic()
+    stop = Stop()
     try:
-        with show_progress(settings, quiet=shared.quiet) as on_progress, Crew(settings) as crew:
+        with (
+            on_interrupt(stop.set),
+            show_progress(settings, quiet=shared.quiet) as on_progress,
+            Crew(settings, stop=stop) as crew,
+        ):
             report = carry_out(
                 found,
                 store,
@@ -390,7 +392,7 @@ def _carry_out(
                 wait_for_locks=not no_wait,
                 on_progress=on_progress,
             )
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Stopped):
         raise KeyboardInterrupt("what had arrived is on disk, the same command fetches the rest") from None
     seconds = time.monotonic() - started
     if report.requests and named:
@@ -663,54 +665,19 @@ def _print_sandbox(url: str) -> None:
 
 
 def main() -> NoReturn:
-    """Run the command line and end the process with the exit code of the contract."""
-    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115, PTH123 - closed by who started us, as cron may
-    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115, PTH123
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
-            signal.signal(number, _interrupt)
-    code = run(app)
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-    if code == INTERRUPTED:
-        # A thread that still waits for the network must not keep the process, nor fall over its end.
-        os._exit(code)
-    sys.exit(code)
+    """Run the command line and end the process, as ``python -m heatpipe`` does."""
+    run_process(lambda: run(app))
 
 
 def run(commands: App, arguments: list[str] | None = None) -> int:
     """Run one command; return its exit code."""
     prepare_process()
-    return call(
-        lambda: commands(arguments, exit_on_error=False, print_error=False, result_action="return_value") or DONE
-    )
+    return call(lambda: _parse_and_call(commands, arguments))
 
 
-def call(command: Callable[[], int]) -> int:
-    """Call a command; every error that a user can cause becomes one line on stderr and an exit code."""
+def _parse_and_call(commands: App, arguments: list[str] | None) -> int:
     try:
-        return command()
+        code: int | None = commands(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except CycloptsError as exc:
-        _say(f"heatpipe: {exc}")
-        return USAGE
-    except ConfigError as exc:
-        _say(f"heatpipe: {exc}")
-        return USAGE
-    except HeatpipeError as exc:
-        _say(f"heatpipe: {exc}")
-        return FAILED
-    except BrokenPipeError:
-        return FAILED
-    except OSError as exc:
-        _say(f"heatpipe: {exc.filename or 'the system'}: {exc.strerror or exc}")
-        return FAILED
-    except KeyboardInterrupt as exc:
-        _say("; ".join(["heatpipe: interrupted", *map(str, exc.args)]))
-        return INTERRUPTED
-
-
-def _interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt
+        raise ConfigError(str(exc)) from exc
+    return code or DONE

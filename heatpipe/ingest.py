@@ -388,6 +388,7 @@ class _Run:
         """Hand out windows until enough are on their way; open slabs as they are needed."""
         enough = self._crew.settings.concurrency + 1
         while self._in_flight < enough:
+            self._crew.stop.check()
             slab = next((slab for slab in self._open if slab.queued), None)
             if slab is not None:
                 self._in_flight += 1

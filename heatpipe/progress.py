@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Final
 
 from heatpipe.config import Settings
@@ -25,11 +25,17 @@ def show_progress(settings: Settings, *, quiet: bool = False) -> Iterator[Callab
     """
     if quiet:
         yield lambda _: None
-    elif sys.stderr.isatty():
-        with _bar(settings) as show:
-            yield show
     else:
-        yield plain_progress(settings, lambda line: print(line, file=sys.stderr, flush=True))
+        with ExitStack() as shown:
+            try:
+                show = shown.enter_context(_bar(settings)) if sys.stderr.isatty() else _plain_progress(settings)
+            except RuntimeError:  # no thread can be started for the bar
+                show = _plain_progress(settings)
+            yield show
+
+
+def _plain_progress(settings: Settings) -> Callable[[Progress], None]:
+    return plain_progress(settings, lambda line: print(line, file=sys.stderr, flush=True))
 
 
 @contextmanager
@@ -87,11 +93,17 @@ def show_files(*, quiet: bool = False) -> Iterator[Callable[[int, int], None]]:
     """
     if quiet:
         yield lambda _done, _files: None
-    elif sys.stderr.isatty():
-        with _file_bar() as show:
-            yield show
     else:
-        yield plain_files(lambda line: print(line, file=sys.stderr, flush=True))
+        with ExitStack() as shown:
+            try:
+                show = shown.enter_context(_file_bar()) if sys.stderr.isatty() else _plain_files()
+            except RuntimeError:  # no thread can be started for the bar
+                show = _plain_files()
+            yield show
+
+
+def _plain_files() -> Callable[[int, int], None]:
+    return plain_files(lambda line: print(line, file=sys.stderr, flush=True))
 
 
 @contextmanager
