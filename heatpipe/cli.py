@@ -5,6 +5,7 @@ Engines are imported in the commands that use them: ``heatpipe --help`` answers 
 
 import json
 import logging
+import os
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -279,6 +280,7 @@ def heatmap(
         covered = store.covered(one, store.days(one))
         targets = [Target(one, *covered.hull)] if covered else targets
     tally = take_stock(store, targets, settings, time.time(), last_s=_last(series))[0]
+    output = os.path.expanduser(output)  # noqa: PTH111 - a shell leaves the ~ of --output=~/x.png alone
     draw_heatmap(build_heatmap(settings.root, tally.series, tally.span), output)
     if shared.json:
         _print_json({"output": output, **tally.as_document()})

@@ -2,6 +2,7 @@
 
 import os
 import re
+import stat
 import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -9,7 +10,6 @@ from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time, timedelta
 from difflib import get_close_matches
 from math import isfinite
-from pathlib import Path
 from typing import Any, Final, Self
 from urllib.parse import urlsplit
 
@@ -21,6 +21,8 @@ from heatpipe.upstream import BURST, DEFAULT_KEY_HEADER, DEFAULT_URL, HISTORY_DA
 DEFAULT_ROOT: Final = "data"
 KEY_VARIABLE: Final = "KIYOTAKA_API_KEY"
 LOOPBACK: Final = ("localhost", "127.0.0.1", "::1")
+MOST_FILE_BYTES: Final = 4 << 20
+"""A configuration of 5,000 coins takes a hundredth of it."""
 
 
 class Secret:
@@ -82,7 +84,7 @@ class Settings:
     settle_s : int
         Seconds after its end at which an interval is closed.
     root : str
-        The dataset's folder.
+        The dataset's folder; a ``~`` in front is the user's home.
     retired : tuple of str
         Coins that an update of all that is on disk, or of the file's ``[[series]]``, leaves out.
     targets : tuple of Target
@@ -106,6 +108,7 @@ class Settings:
     def __post_init__(self) -> None:
         for name, spec in _FIELDS.items():
             spec.check(getattr(self, name), name)
+        object.__setattr__(self, "root", os.path.expanduser(self.root))  # noqa: PTH111 - a Path would lose a slash
 
     def horizon(self, now: float) -> Horizon:
         """Return what can be asked for at a moment."""
@@ -154,7 +157,9 @@ class Settings:
         for name, value in (overrides or {}).items():
             if value is not None:
                 found[name] = _FIELDS[name].check(value, _FIELDS[name].flag)
-        return cls(**found)
+        settings = cls(**found)
+        _check_working_folder(settings.root)
+        return settings
 
 
 def default_root() -> str:
@@ -172,6 +177,17 @@ def choose_root(root: str | os.PathLike[str] | None) -> str:
     """
     given = os.fspath(root) if isinstance(root, os.PathLike) else root
     return str(_FIELDS["root"].check(default_root() if given is None else given, "root"))
+
+
+def _check_working_folder(root: str) -> None:
+    if not os.path.isabs(root):  # noqa: PTH117 - a text is enough
+        try:
+            os.getcwd()  # noqa: PTH109 - as it is
+        except OSError as exc:
+            raise ConfigError(
+                f"{root} is a path from the working folder, and that is gone ({exc.strerror}): "
+                "change into one that is there, or give --data an absolute path"
+            ) from exc
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +208,8 @@ class _Field:
         return tuple(value) if isinstance(value, list) else value
 
     def read_text(self, text: str) -> Any:
+        if _has_control(text):
+            raise ConfigError(f"{self.variable}: {CONTROL}")
         try:
             value = self.parse(text)
         except ValueError:
@@ -236,9 +254,26 @@ def _header_problem(value: Any) -> str | None:
     return f"{value!r} is not the name of an HTTP header"
 
 
-def _root_problem(value: Any) -> str | None:
-    if not isinstance(value, str) or not value or "\0" in value:
+CONTROL: Final = "it holds a control character, such as the end of a line"
+
+
+def _has_control(text: str) -> bool:
+    return any(ord(c) < 32 or 127 <= ord(c) < 160 for c in text)
+
+
+def _path_problem(value: Any) -> str | None:
+    if not isinstance(value, str) or not value:
         return f"{value!r} is not a path"
+    if _has_control(value):
+        return CONTROL
+    if value.startswith("~") and os.path.expanduser(value) == value:  # noqa: PTH111 - a Path raises
+        return f"{value!r}: there is no user of that name; write ./{value} for a folder that is called so"
+    return None
+
+
+def _root_problem(value: Any) -> str | None:
+    if problem := _path_problem(value):
+        return problem
     if "://" in value or re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", value):  # as Path writes s3://…
         return f"{value!r}: only local folders are supported"
     return None
@@ -309,13 +344,10 @@ def _read_environment(environment: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _read_file(file: str) -> dict[str, Any]:
+    if problem := _path_problem(file):
+        raise ConfigError(f"--config: {problem}")
     try:
-        text = Path(file).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as exc:
-        reason = exc.strerror if isinstance(exc, OSError) else "it is not UTF-8"
-        raise ConfigError(f"cannot read the configuration file {file}: {reason}") from exc
-    try:
-        document = tomllib.loads(text)
+        document = tomllib.loads(_read_text(file))
     except (ValueError, RecursionError) as exc:
         raise ConfigError(f"{file} is not TOML: {exc}") from exc
     tables: dict[str, Any] = {spec.table: {} for spec in _FIELDS.values()} | {"series": {}}
@@ -333,6 +365,24 @@ def _read_file(file: str) -> dict[str, Any]:
             found[keys[key]] = _FIELDS[keys[key]].check(value, f"{file}, [{table}] {key}")
     found["targets"] = _read_targets(document.get("series", []), file)
     return found
+
+
+def _read_text(file: str) -> str:
+    """Read a text in UTF-8, with or without a byte order mark; of a device or a pipe, nothing."""
+    try:
+        descriptor = os.open(os.path.expanduser(file), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # noqa: PTH111
+        with os.fdopen(descriptor, "rb") as opened:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise ConfigError(f"cannot read the configuration file {file}: it is a device or a pipe, not a file")
+            found = opened.read(MOST_FILE_BYTES + 1)
+    except OSError as exc:
+        raise ConfigError(f"cannot read the configuration file {file}: {exc.strerror}") from exc
+    if len(found) > MOST_FILE_BYTES:
+        raise ConfigError(f"cannot read the configuration file {file}: it has more than {MOST_FILE_BYTES:,} bytes")
+    try:
+        return found.decode("utf-8-sig")
+    except UnicodeDecodeError as exc:
+        raise ConfigError(f"cannot read the configuration file {file}: it is not UTF-8") from exc
 
 
 def _refuse_unknown(given: Mapping[str, Any], known: Iterable[str], place: str) -> None:

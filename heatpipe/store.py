@@ -77,11 +77,11 @@ class Store:
     Parameters
     ----------
     root : str
-        A folder; made when the first thing is written.
+        A folder; made when the first thing is written. A ``~`` in front is the user's home.
     """
 
     def __init__(self, root: str) -> None:
-        self.root = Path(root)
+        self.root = Path(os.path.expanduser(root))  # noqa: PTH111 - a Path raises where there is no such user
         self._disk = Disk()
         self._told: set[str] = set()
 

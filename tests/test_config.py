@@ -1,6 +1,7 @@
 """Where settings come from, which of them wins, and what is said of a wrong one."""
 
 import copy
+import os
 import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
@@ -16,6 +17,7 @@ from heatpipe.config import Secret, Settings, Target, parse_instant, parse_last,
 from heatpipe.errors import ConfigError, KeyRefusedError
 from heatpipe.model import Series, Span
 from heatpipe.plan import Horizon
+from heatpipe.store import Store
 
 KEY = "sk-Do-Not-Show-Me-31415"
 
@@ -273,6 +275,59 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     latin = tmp_path / "latin.toml"
     latin.write_bytes(b"[dataset]\nroot = '\xe9'\n")
     assert "it is not UTF-8" in refusal(lambda: load(file=str(latin)))
+
+
+def test_what_is_no_file_of_a_reasonable_size_is_refused_and_not_read(tmp_path: Path) -> None:
+    os.mkfifo(pipe := tmp_path / "pipe.toml")
+    (huge := tmp_path / "huge.toml").touch()
+    os.truncate(huge, 1 << 40)
+    (tmp_path / "loop.toml").symlink_to(tmp_path / "loop.toml")
+    for file, says in (
+        ("/dev/zero", "a device or a pipe"),
+        ("/dev/null", "a device or a pipe"),
+        (str(pipe), "a device or a pipe"),
+        (str(huge), "it has more than 4,194,304 bytes"),
+        (str(tmp_path / "loop.toml"), "symbolic link"),
+        ("", "is not a path"),
+        ("a\nb.toml", "a control character"),
+        ("~nobody-of-that-name/a.toml", "no user of that name"),
+        ("x" * 300, "File name too long"),
+    ):
+        assert says in refusal(lambda file=file: load(file=file))  # type: ignore[misc]
+
+
+def test_a_byte_order_mark_and_a_dos_end_of_line_are_read(tmp_path: Path) -> None:
+    file = tmp_path / "windows.toml"
+    file.write_bytes(b"\xef\xbb\xbf[api]\r\nburst = 77\r\n")
+    assert load(file=str(file)).burst == 77
+
+
+def test_a_tilde_is_the_home_of_its_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a.toml").write_text("[dataset]\nroot = '~/there'")
+    there = str(tmp_path / "there")
+    assert load(file="~/a.toml").root == there
+    assert load(environment={"HEATPIPE_DATA": "~/there"}).root == there
+    assert load(overrides={"root": "~/there"}).root == Settings(root="~/there").root == there
+    assert load(overrides={"root": "~"}).root == str(tmp_path)
+    assert str(Store("~/there").root) == there
+    assert load(overrides={"root": "./~/there"}).root == "./~/there"
+    assert load(overrides={"root": "~root/there"}).root == str(Path("~root/there").expanduser())
+    assert "no user of that name" in refusal(lambda: load(overrides={"root": "~nobody-of-that-name"}))
+
+
+@pytest.mark.parametrize("control", ["\n", "\x1b", "\x7f", "\0", "\x9b", "\t"])
+def test_a_control_character_is_refused_and_not_shown(control: str, toml: WriteToml) -> None:
+    place = f"a{control}b"
+    for variable in ("HEATPIPE_DATA", "HEATPIPE_BURST", "HEATPIPE_API_URL", "HEATPIPE_KEY_HEADER"):
+        refused = refusal(lambda variable=variable: load(environment={variable: place}))  # type: ignore[misc]
+        assert variable in refused
+        assert control not in refused
+    assert "control character" in refusal(lambda: load(environment={"HEATPIPE_BURST": f"77{control}"}))
+    assert "control character" in refusal(lambda: load(overrides={"root": place}))
+    assert "control character" in refusal(lambda: Settings(root=place))
+    written = place.encode("unicode_escape").decode().replace("\\x", "\\u00")
+    assert "control character" in refusal(lambda: load(file=toml(f'[dataset]\nroot = "{written}"')))
 
 
 @pytest.mark.parametrize(

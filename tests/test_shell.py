@@ -280,3 +280,30 @@ def test_what_was_ignored_stays_ignored(environment: dict[str, str], python: She
     assert one_line(python(program), 130) == "heatpipe: interrupted"
     ignoring = f"import signal\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)\n{program}"
     assert python(ignoring).returncode == 0
+
+
+# Folders
+
+COMMANDS = (
+    "status",
+    "verify",
+    "plan --coin BTC --last 1h",
+    "backfill --coin BTC --last 1h",
+    "update",
+    "heatmap --coin BTC -o x.png",
+    "--help",
+)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_working_folder_that_is_gone_is_named_where_it_is_needed(shell: Shell, command: str) -> None:
+    gone = f"mkdir gone; cd gone; rmdir ../gone; heatpipe {command}"
+    if command == "--help":
+        assert shell(gone, HEATPIPE_DATA=None).returncode == 0
+    else:
+        assert "data is a path from the working folder, and that is gone" in one_line(
+            shell(gone, HEATPIPE_DATA=None), 2
+        )
+    done = shell(gone)  # with an absolute path
+    assert done.returncode == {"verify": 1, "update": 2}.get(command, 2 if "heatmap" in command else 0), done.stderr
+    assert len(done.stderr.splitlines()) <= 1
