@@ -2,8 +2,10 @@
 
 import contextlib
 import email.utils
+import importlib.util
 import json
 import logging
+import os
 import random
 import re
 import socket
@@ -15,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC
 from math import inf
+from pathlib import Path
 from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
 
@@ -83,6 +86,10 @@ FINAL_STATUSES: Final = {
     451: "the upstream may not answer, for legal reasons",
 }
 """Refusals that stay, whatever is asked for: what to think of each."""
+PROXIES: Final = ("http_proxy", "https_proxy", "all_proxy")
+NO_PROXY_URL: Final = (
+    "it is not the URL of a proxy, such as http://proxy.example.org:3128 (its value is not shown here)"
+)
 FOREIGN_LOGGERS: Final = ("httpx", "httpcore.connection", "httpcore.http11", "httpcore.proxy")
 
 _Read = TypeVar("_Read")
@@ -147,7 +154,9 @@ class Client:
         self._silence = _Silence(monotonic)
         self._spellings = _spell_key(settings.key().reveal())
         # Plain HTTP, on loopback, needs no certificates to be loaded.
-        self._tls = httpx.create_ssl_context() if settings.url.startswith("https:") else False
+        self._tls = load_certificates() if settings.url.startswith("https:") else False
+        if urlsplit(settings.url).hostname not in LOOPBACK:
+            check_proxies()
         self._own = threading.local()
         self._lines: list[_Line] = []
         self._mask = _Mask(self.clean)
@@ -869,3 +878,67 @@ def _http_date(text: str) -> float | None:
         return (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
     except (ValueError, TypeError, OverflowError):
         return None
+
+
+# What the environment says of the way there
+
+
+def load_certificates() -> ssl.SSLContext:
+    """Return whom to trust: those of SSL_CERT_FILE or SSL_CERT_DIR, else those that certifi brings.
+
+    Raises
+    ------
+    ConfigError
+        There is no certificate; names the variable.
+    """
+    try:
+        context = httpx.create_ssl_context()
+    except OSError as exc:  # of which ssl.SSLError is one
+        variables = ("SSL_CERT_FILE", "SSL_CERT_DIR", "SSLKEYLOGFILE")
+        variable = next((name for name in variables if os.environ.get(name)), "the certificates")
+        if (
+            os.environ.get("SSLKEYLOGFILE")
+            and not isinstance(exc, ssl.SSLError)
+            and Path(os.environ[variable]).is_file()
+        ):
+            variable = "SSLKEYLOGFILE"  # written, not read
+        reason = "it holds no certificate" if isinstance(exc, ssl.SSLError) else exc.strerror
+        raise ConfigError(f"{variable}: cannot use {os.environ.get(variable, 'them')}: {reason}") from exc
+    folders = os.environ.get("SSL_CERT_DIR", "")
+    if folders and not os.environ.get("SSL_CERT_FILE") and not any(map(_holds_certificates, folders.split(os.pathsep))):
+        raise ConfigError(f"SSL_CERT_DIR: there is no certificate in {folders} under a name such as 1a2b3c4d.0")
+    return context
+
+
+def _holds_certificates(folder: str) -> bool:
+    try:
+        return any(re.fullmatch(r"[0-9a-f]{8}\.[0-9]+", path.name) for path in Path(folder).iterdir())
+    except OSError:
+        return False
+
+
+def check_proxies() -> None:
+    """Raise a ConfigError that names the variable with which no connection could be made; its value may be a secret."""
+    given = {name: text for name, text in os.environ.items() if name.lower() in PROXIES and text.strip()}
+    for name, text in sorted(given.items()):
+        if problem := _proxy_problem(text.strip()):
+            raise ConfigError(f"{name}: {problem}")
+    try:
+        httpx.Client(verify=False).close()  # noqa: S501 - it asks nobody
+    except (httpx.InvalidURL, ValueError) as exc:
+        name = next((name for name in os.environ if name.lower() == "no_proxy"), "NO_PROXY")
+        raise ConfigError(
+            f"{name}: not a list of hosts such as localhost,10.0.0.1,::1,.example.org ({' '.join(str(exc).split())})"
+        ) from exc
+
+
+def _proxy_problem(text: str) -> str | None:
+    try:
+        url = httpx.Proxy(text if "://" in text else f"http://{text}").url
+    except (httpx.InvalidURL, ValueError):
+        return NO_PROXY_URL
+    if not re.fullmatch(r"[^\s%/]+", url.host) or not (url.port is None or 0 < url.port < 65536):
+        return NO_PROXY_URL
+    if url.scheme.startswith("socks") and importlib.util.find_spec("socksio") is None:
+        return "a SOCKS proxy needs an extra: pip install 'heatpipe[socks]'"
+    return None

@@ -1,5 +1,6 @@
 """What surrounds the command line: streams, signals, limits, variables, folders. One line each, never a traceback."""
 
+import importlib.util
 import json
 import os
 import signal
@@ -9,8 +10,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import certifi
 import pytest
 
+from heatpipe.client import check_proxies, load_certificates
+from heatpipe.errors import ConfigError
 from heatpipe.sandbox import Market, Options, Tier, serve
 from tests.conftest import read_tree
 
@@ -307,3 +311,102 @@ def test_a_working_folder_that_is_gone_is_named_where_it_is_needed(shell: Shell,
     done = shell(gone)  # with an absolute path
     assert done.returncode == {"verify": 1, "update": 2}.get(command, 2 if "heatmap" in command else 0), done.stderr
     assert len(done.stderr.splitlines()) <= 1
+
+
+# Proxies and certificates
+
+ROUTES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy", "SSL_CERT_FILE", "SSL_CERT_DIR", "SSLKEYLOGFILE")
+
+
+@pytest.fixture
+def without_routes(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ROUTES:
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
+@pytest.mark.usefixtures("without_routes")
+@pytest.mark.parametrize("name", ["HTTP_PROXY", "https_proxy", "ALL_PROXY", "All_Proxy"])
+@pytest.mark.parametrize(
+    "value",
+    [":::", "foo://x", "http://", "http://:80", "proxy:99999", "socks4://h", "http://[::1", "http://u:secret@h:x",
+     "http://a b", "proxy:0", "//", "http://\x01", "\udcff"],
+)  # fmt: skip
+def test_a_malformed_proxy_is_named_and_not_shown(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=f"^{name}: it is not the URL of a proxy") as caught:
+        check_proxies()
+    assert "secret" not in str(caught.value)
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.usefixtures("without_routes")
+@pytest.mark.parametrize("value", ["[::1", "a,[::1]", "x:y", "é", "\x01", "::1/128"])
+def test_an_odd_list_of_hosts_without_a_proxy_is_named(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.setenv(name, value)
+        with pytest.raises(ConfigError, match=f"^{name}: not a list of hosts"):
+            check_proxies()
+        monkeypatch.delenv(name)
+
+
+@pytest.mark.usefixtures("without_routes")
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("HTTPS_PROXY", "http://user:password@proxy:3128"), ("https_proxy", "proxy"), ("ALL_PROXY", "http://[::1]:80/"),
+     ("HTTP_PROXY", " "), ("FTP_PROXY", ":::"), ("NO_PROXY", "*"), ("no_proxy", " , localhost ,.a.b,10.0.0.0/8,::1,")],
+)  # fmt: skip
+def test_what_can_be_used_is_left_alone(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, value)
+    check_proxies()
+
+
+@pytest.mark.usefixtures("without_routes")
+def test_socks_needs_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    for scheme in ("socks5", "socks5h"):
+        monkeypatch.setenv("ALL_PROXY", f"{scheme}://127.0.0.1:1080")
+        if importlib.util.find_spec("socksio"):
+            check_proxies()
+        monkeypatch.setitem(sys.modules, "socksio", None)
+        with pytest.raises(ConfigError, match=r"^ALL_PROXY: a SOCKS proxy .*'heatpipe\[socks\]'"):
+            check_proxies()
+        monkeypatch.undo()
+
+
+@pytest.mark.usefixtures("without_routes")
+def test_certificates_that_are_none_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "no.pem").write_text("nothing of the kind")
+    (tmp_path / "empty").mkdir()
+    for name, value, says in (
+        ("SSL_CERT_FILE", tmp_path / "absent.pem", "No such file"),
+        ("SSL_CERT_FILE", tmp_path / "no.pem", "it holds no certificate"),
+        ("SSL_CERT_FILE", tmp_path / "empty", "Is a directory"),
+        ("SSL_CERT_DIR", tmp_path / "absent", "there is no certificate in"),
+        ("SSL_CERT_DIR", f"{tmp_path}/absent:{tmp_path}/empty", "there is no certificate in"),
+        ("SSLKEYLOGFILE", tmp_path / "absent" / "log", "No such file"),
+    ):
+        monkeypatch.setenv(name, str(value))
+        with pytest.raises(ConfigError, match=f"^{name}: .*{says}"):
+            load_certificates()
+        monkeypatch.delenv(name)
+    (tmp_path / "empty" / "0123abcd.0").touch()
+    monkeypatch.setenv("SSL_CERT_DIR", f"{tmp_path}/absent:{tmp_path}/empty")
+    load_certificates()
+    monkeypatch.setenv("SSL_CERT_DIR", "/nowhere")
+    monkeypatch.setenv("SSL_CERT_FILE", certifi.where())  # goes first
+    load_certificates()
+
+
+def test_the_way_to_the_real_upstream_is_looked_at_before_the_first_request(shell: Shell) -> None:
+    def fetch(**variables: str) -> Done:
+        return shell(f"heatpipe backfill {SPAN}", HEATPIPE_API_URL="https://heatpipe.invalid", **variables)
+
+    assert "NO_PROXY: " in one_line(fetch(NO_PROXY="[::1"), 2)
+    assert "https_proxy: " in one_line(fetch(https_proxy="foo://x"), 2)
+    assert "SSL_CERT_FILE: " in one_line(fetch(SSL_CERT_FILE="/nowhere"), 2)
+
+
+def test_the_sandbox_on_loopback_is_reached_past_any_proxy(shell: Shell) -> None:
+    variables = {"HTTP_PROXY": ":::", "ALL_PROXY": "socks5h://x", "NO_PROXY": "[::1", "SSL_CERT_FILE": "/nowhere"}
+    done = shell(f"heatpipe backfill {SPAN}", **variables)
+    assert (done.returncode, done.stderr) == (0, "")
