@@ -24,7 +24,7 @@ from heatpipe import cli
 from heatpipe.config import Settings
 from heatpipe.errors import HeatpipeError, IncompleteError, Stopped
 from heatpipe.fetch import Crew, Stop
-from heatpipe.ingest import Standing, carry_out, tidy
+from heatpipe.ingest import Standing, carry_out, report_obstacles, tidy
 from heatpipe.model import Series, show_time
 from heatpipe.plan import Plan, SlabPlan
 from heatpipe.progress import show_bytes, show_seconds
@@ -139,7 +139,7 @@ def _tell_plan(flow: str, plan: Plan, settings: Settings, store: Store) -> str:
     """Say in the run's log and as an artifact what it will cost; return the words."""
     logger = get_run_logger()
     show_plan(flow, plan, settings, store.free_bytes())
-    for warning in plan.warnings:
+    for warning in [*plan.warnings, *plan.left_out]:
         logger.warning(warning)
     missing, intervals, requests, weight = (
         f"{number:,}" for number in (plan.missing, plan.intervals, plan.requests, plan.weight)
@@ -250,13 +250,14 @@ def _carry_out(flow: str, plan: Plan, store: Store, settings: Settings, *, named
     """Fill the slabs, give an account of them, and say how it went."""
     began = time.monotonic()
     tidy(plan, store)
-    if not plan.requests:
+    left_out = report_obstacles(plan)
+    if not plan.requests and not left_out.failures:
         done = f"nothing to fetch: {plan.intervals - plan.missing:,} intervals are on disk already"
         return Completed(message=done, data=Report().as_document())
     with Shared(plan, store, settings, **how) as shared:
         gauge = Gauge(f"{flow}-progress")
         states = _fill_slabs([slab for slab in plan.slabs if slab.requests], shared, gauge)
-    total = sum(shared.reports.values(), Report())
+    total = sum(shared.reports.values(), left_out)
     gauge.show(*shared.stands())
     if named and total.requests:
         for coin in without_rows(plan, total, store):
@@ -264,7 +265,8 @@ def _carry_out(flow: str, plan: Plan, store: Store, settings: Settings, *, named
     show_report(flow, plan, shared.reports, total.failures, settings, time.monotonic() - began)
     if shared.refusal is not None:
         raise shared.refusal
-    reasons = [state.message or "a task failed" for state in states if state.is_failed() or state.is_crashed()]
+    reasons = plan.left_out
+    reasons += [state.message or "a task failed" for state in states if state.is_failed() or state.is_crashed()]
     if reasons:
         raise IncompleteError(f"not all of it came, a new run fetches the rest: {_name_some(reasons)}")
     return Completed(message=_describe(total), data=total.as_document())

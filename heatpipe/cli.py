@@ -137,7 +137,7 @@ def plan(
         if update
         else _plan_backfill(series, settings, store, refetch=refetch, refetch_absent=refetch_absent)
     )
-    _warn(found.warnings)
+    _warn([*found.warnings, *found.left_out])
     check_plan(found, store, settings, max_weight)
     if shared.json:
         _print_plan_json(found, settings)
@@ -223,7 +223,10 @@ def status(*, series: SeriesFlags = NO_SERIES, shared: SharedFlags = NO_SHARED) 
         _print_json({"series": [tally.as_document() for tally in tallies]})
     else:
         _print_status(tallies, settings.root)
-    return DONE
+    unreadable = dict.fromkeys(line for tally in tallies for line in tally.unreadable)
+    for line in unreadable:
+        _say(f"failed: {line}")
+    return FAILED if unreadable else DONE
 
 
 @app.command
@@ -535,7 +538,7 @@ def _plan_document(found: "Plan", settings: "Settings") -> dict[str, Any]:
         "estimated_rows": expected.rows,
         "estimated_download_bytes": expected.wire_bytes,
         "estimated_disk_bytes": expected.disk_bytes,
-        "warnings": list(found.warnings),
+        "warnings": [*found.warnings, *found.left_out],
     }
 
 

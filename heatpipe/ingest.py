@@ -26,10 +26,11 @@ from heatpipe.errors import (
     SymbolError,
     TooHeavyError,
     UnreachableError,
+    UnreadableError,
 )
 from heatpipe.fetch import POLL_S, Crew, Job, Stop
 from heatpipe.model import Series, show_time
-from heatpipe.plan import Plan, Slab, SlabPlan, weigh_window
+from heatpipe.plan import Plan, Slab, SlabPlan, bar_slab, weigh_window
 from heatpipe.report import Failure, Progress, Report
 from heatpipe.slab import KnownPoints, OpenSlab
 from heatpipe.store import Store
@@ -203,7 +204,7 @@ def _run_plan(plan: Plan, store: Store, make_crew: Callable[[], Crew], **how: An
         LOG.warning("%s", warning)
     if not plan.requests:
         tidy(plan, store)
-        return Report()
+        return report_obstacles(plan)
     with make_crew() as crew:
         return carry_out(plan, store, crew, **how)
 
@@ -278,7 +279,13 @@ def carry_out(
         on_progress=on_progress,
         standing=standing or Standing(),
     )
-    return run.carry_out()
+    return report_obstacles(plan) + run.carry_out()
+
+
+def report_obstacles(plan: Plan) -> Report:
+    """Return, as failures, what a plan leaves out because it cannot be known now what is on disk."""
+    barred = [slab for slab in plan.slabs if slab.obstacle]
+    return Report(failures=tuple(Failure(slab.slab.series, slab.span, slab.told_obstacle) for slab in barred))
 
 
 def tidy(plan: Plan, store: Store) -> None:
@@ -289,14 +296,15 @@ def tidy(plan: Plan, store: Store) -> None:
     store.sweep()
     idle: defaultdict[Series, list[Slab]] = defaultdict(list)
     for one in plan.slabs:
-        if not one.requests:
+        if not (one.requests or one.obstacle):
             idle[one.slab.series].append(one.slab)
     for series, slabs in idle.items():
-        records = store.quarantined(series)  # once: there may be a hundred thousand
-        for slab in slabs:
-            if records.within(slab.span):
-                with contextlib.suppress(DatasetError), store.lock(slab):
-                    store.release(series, slab.span)
+        with contextlib.suppress(UnreadableError):
+            records = store.quarantined(series)  # once: there may be a hundred thousand
+            for slab in slabs:
+                if records.within(slab.span):
+                    with contextlib.suppress(DatasetError), store.lock(slab):
+                        store.release(series, slab.span)
 
 
 class _Waiting:
@@ -432,7 +440,11 @@ class _Run:
         except LockedError:
             self._open.remove(slab)
             raise
-        self._close_if_done(slab)
+        except UnreadableError as exc:
+            self._open.remove(slab)
+            self._report += report_obstacles(Plan((bar_slab(plan.slab, plan.span, str(exc)),)))
+        else:
+            self._close_if_done(slab)
 
     def _next_reply(self) -> Job:
         while True:
@@ -474,11 +486,11 @@ class _Run:
             self._report += slab.drop(job)
             gone = isinstance(fault, SymbolError) and self._store.days(series)
             self._end_series(Failure(series, None, f"{fault}{GONE if gone else ''}"))
-        elif _worth_asking_again(job, fault):
+        elif not slab.ended and _worth_asking_again(job, fault):
             LOG.info("asking again: %s", fault)
             job.fault = None
             slab.ask_again(job)
-        elif _worth_splitting(job, fault):
+        elif not slab.ended and _worth_splitting(job, fault):
             LOG.info("asking for halves: %s", fault)
             self._report += slab.split(job)
         else:

@@ -209,6 +209,8 @@ class SlabPlan:
         Seconds of the span that are not covered.
     again : Spans
         What is covered and asked for again all the same, since that costs no weight.
+    obstacle : str
+        Why it cannot be known now what is on disk, so that nothing is asked for.
     """
 
     slab: Slab
@@ -217,6 +219,7 @@ class SlabPlan:
     requests: int
     missing_s: int
     again: Spans = NOTHING
+    obstacle: str = ""
 
     @property
     def windows(self) -> tuple[Window, ...]:
@@ -227,6 +230,11 @@ class SlabPlan:
     def weight(self) -> int:
         """What its requests cost."""
         return self.requests * weigh_window(self.slab.series)
+
+    @property
+    def told_obstacle(self) -> str:
+        """Why nothing of it is asked for, in a line."""
+        return f"{self.obstacle}; nothing of {self} was asked for"
 
     def __str__(self) -> str:
         return f"{self.slab.series.coin} {self.slab.series.interval} {_show_days(self.span)}"
@@ -252,6 +260,11 @@ def plan_slab(slab: Slab, span: Span, covered: Spans, lookback: Spans = NOTHING)
     again = _ride_along(slab.series, holes, (lookback & covered).within(wanted))
     asked = holes | again
     return SlabPlan(slab, wanted, asked, count_windows(slab.series, asked), holes.seconds, again)
+
+
+def bar_slab(slab: Slab, span: Span, obstacle: str) -> SlabPlan:
+    """Plan nothing for a part of a slab, because of what cannot be read now."""
+    return SlabPlan(slab, span, NOTHING, 0, 0, obstacle=obstacle)
 
 
 def _ride_along(series: Series, holes: Spans, lookback: Spans) -> Spans:
@@ -305,9 +318,14 @@ class Plan:
         return sum(slab.weight for slab in self.slabs)
 
     @property
+    def left_out(self) -> list[str]:
+        """What cannot be asked for now, and why: a line a slab."""
+        return [slab.told_obstacle for slab in self.slabs if slab.obstacle]
+
+    @property
     def intervals(self) -> int:
         """Intervals in the span that can be asked for."""
-        return sum(slab.span.seconds // slab.slab.series.interval_s for slab in self.slabs)
+        return sum(slab.span.seconds // slab.slab.series.interval_s for slab in self.slabs if not slab.obstacle)
 
     @property
     def missing(self) -> int:

@@ -11,10 +11,10 @@ from typing import Final
 
 from heatpipe.client import Spent
 from heatpipe.compare import Difference, compare_days
-from heatpipe.errors import DamagedError, DatasetError
+from heatpipe.errors import DamagedError, DatasetError, UnreadableError
 from heatpipe.fetch import Job
 from heatpipe.finality import Answer, borders_points, is_odd, join_hulls, settle_doubt
-from heatpipe.layout import Day, day_date
+from heatpipe.layout import Day, day_date, day_path
 from heatpipe.model import Coverage, Series, Snapshots, Span, Spans, Window, day_span, days_of
 from heatpipe.plan import Slab, SlabPlan, plan_slab, plan_windows
 from heatpipe.report import Failure, Report
@@ -80,6 +80,8 @@ class OpenSlab:
         Windows that have not come yet.
     queued : deque of Job
         Those of them that nobody has been sent for.
+    ended : bool
+        Whether nothing more is to be asked for.
     """
 
     def __init__(
@@ -95,6 +97,7 @@ class OpenSlab:
         self.slab: Slab = plan.slab
         self.jobs: set[Job] = set()
         self.queued: deque[Job] = deque()
+        self.ended = False
         self._store = store
         self._span = plan.span
         self._holes = Spans()
@@ -119,9 +122,15 @@ class OpenSlab:
         ------
         LockedError
             Another process has the lock, and `wait` is None.
+        UnreadableError
+            A day of it cannot be read now; the lock is free again.
         """
         self._lock.enter_context(self._store.lock(self.slab, wait=wait))
-        self._coverage = {day: self._read_coverage(day) for day in days_of(self._span)}
+        try:
+            self._coverage = {day: self._read_coverage(day) for day in days_of(self._span)}
+        except UnreadableError:
+            self._lock.close()
+            raise
         stored = Coverage.union(self._coverage.values())
         known = Spans() if self._refetch else stored.covered
         if self._refetch_absent:
@@ -250,7 +259,8 @@ class OpenSlab:
         return not spent.fruitful and all(job.spent is not spent for job in self.jobs)
 
     def abandon(self) -> None:
-        """Give up every window that nobody has been sent for, or of which no point came."""
+        """Ask for nothing more: give up every window that nobody has been sent for, or of which no point came."""
+        self.ended = True
         self.jobs.difference_update(self.queued, self._blank)
         self.queued.clear()
         self._blank.clear()
@@ -263,6 +273,8 @@ class OpenSlab:
             for day in sorted(self._parts):
                 try:
                     report += self._write_day(day, last=True)
+                except UnreadableError as exc:  # it stays as it is
+                    report += Report(failures=(Failure(self.slab.series, day_span(day), str(exc)),))
                 except DatasetError as exc:  # the other days may still be written
                     faults.append(exc)
             if faults:
@@ -278,13 +290,26 @@ class OpenSlab:
             for day in sorted(self._parts.keys() | days_of(job.window.span))
             if all(span.clip(day_span(day)).seconds <= 0 for span in awaited)
         ]
-        return sum((self._write_day(day) for day in whole), Report())
+        report = Report()
+        for day in whole:
+            try:
+                report += self._write_day(day)
+            except UnreadableError:  # once more when the slab is closed; until then nothing more is paid for
+                self.abandon()
+        return report
 
     def _write_day(self, day: int, *, last: bool = False) -> Report:
         """Merge what came for a day into what is on disk, and replace the file if that changes it.
 
         A day with absences that are not sure yet is left for later, but for the `last` time.
         """
+        try:
+            return self._merge_day(day, last=last)
+        except MemoryError as exc:
+            path = str(self._store.root / day_path(self.slab.series, day))
+            raise UnreadableError(f"{path} cannot be written now: not enough memory", path) from exc
+
+    def _merge_day(self, day: int, *, last: bool) -> Report:
         parts = self._parts.get(day, [])
         came, doubtful = self._sum_up(parts, complete=last and not self.jobs)
         if doubtful and not last:

@@ -1,11 +1,11 @@
 """Coverage added up: each interval of a span is exactly one of seven things. Reads footers, no rows."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from heatpipe.config import Settings, Target, resolve_span
-from heatpipe.errors import ConfigError
+from heatpipe.errors import ConfigError, UnreadableError
 from heatpipe.model import Coverage, Series, Span, Spans, days_of
 from heatpipe.plan import Horizon
 from heatpipe.store import Store
@@ -31,6 +31,8 @@ class Tally:
         Not closed yet.
     beyond : int
         Not on disk, and older than the history the tier sells.
+    unreadable : tuple of str
+        What cannot be read now, a line each; its intervals are counted as if it were not there.
     """
 
     series: Series
@@ -42,6 +44,7 @@ class Tally:
     missing: int
     open: int
     beyond: int
+    unreadable: tuple[str, ...] = ()
 
     def as_document(self) -> dict[str, Any]:
         """Return what ``--json`` prints."""
@@ -111,12 +114,24 @@ def _stock(store: Store, target: Target, horizon: Horizon, last_s: int | None) -
     series, step = target.series, target.series.interval_s
     closed_end = horizon.closed_end(step)
     start = target.start
+    unreadable: list[UnreadableError] = []
     if start is None and last_s is None:
-        first = store.first_instant(series)
+        first = None
+        try:
+            first = store.first_instant(series)
+        except UnreadableError as exc:
+            unreadable.append(exc)
         start = closed_end if first is None else first
     wanted = resolve_span(start, target.end, last_s, closed_end)
     span = Span(-(-wanted.start // step) * step, wanted.end // step * step)
     if span.seconds < 0 or wanted.seconds < 0:
         raise ConfigError(f"the span {wanted} holds no whole interval of {series.interval}")
-    coverage = store.coverage_of(series, days_of(span))
-    return tally(series, span, coverage, store.quarantined(series), horizon)
+    coverage, barred = store.survey(series, days_of(span))
+    unreadable += barred.values()
+    failed = Spans()
+    try:
+        failed = store.quarantined(series)
+    except UnreadableError as exc:
+        unreadable.append(exc)
+    counted = tally(series, span, coverage, failed, horizon)
+    return replace(counted, unreadable=tuple(dict.fromkeys(map(str, unreadable))))

@@ -166,10 +166,12 @@ class Store:
         return Coverage() if footer is None else footer.coverage
 
     def first_instant(self, series: Series) -> int | None:
-        """Return where a series begins on disk; with its first day, where that is damaged. None: it is not there."""
+        """Return where a series begins on disk; with its first day, where that says nothing. None: it is not there."""
         for day in self.days(series):
             try:
                 footer = self.footer(series, day)
+            except UnreadableError:
+                return day * DAY_S
             except DamagedError as exc:
                 self.tell_damage(exc)
                 return day * DAY_S
@@ -179,7 +181,7 @@ class Store:
 
     def last_instant(self, series: Series) -> int | None:
         """Return where a series ends on disk; None where nothing of it is there."""
-        for day in sorted((day for day, _ in self._day_folders(series)), reverse=True):
+        for day in reversed(self._days_that_tell(series)):
             with contextlib.suppress(DatasetError):  # a day that cannot be read says nothing
                 if covered := self.coverage(series, day).covered:
                     return covered.hull.end
@@ -187,7 +189,7 @@ class Store:
 
     def has_rows(self, series: Series) -> bool:
         """Whether any day of a series on disk has a row."""
-        for day in reversed(self.days(series)):
+        for day in reversed(self._days_that_tell(series)):
             with contextlib.suppress(DatasetError):  # a day that cannot be read says nothing
                 if self.coverage(series, day).present:
                     return True
@@ -195,10 +197,16 @@ class Store:
 
     def points(self, series: Series) -> Span | None:
         """Return the span from the first to the last interval on disk that has a point; None where none has."""
-        days = self.days(series)
+        days = self._days_that_tell(series)
         first = next(self._points_of(series, days), None)
         last = next(self._points_of(series, reversed(days)), None)
         return None if first is None or last is None else Span(first.start, last.end)
+
+    def _days_that_tell(self, series: Series) -> list[int]:
+        """Return the days that there may be, sorted; none where their folder cannot be read now."""
+        with contextlib.suppress(UnreadableError):
+            return sorted(day for day, _ in self._day_folders(series))
+        return []
 
     def _points_of(self, series: Series, days: Iterable[int]) -> Iterator[Span]:
         """Yield, for each day that has points, the span from the first to the last."""
@@ -215,9 +223,26 @@ class Store:
             LOG.warning("%s; it counts as not covered: a backfill sets it aside and fetches the day again", damage)
 
     def coverage_of(self, series: Series, days: Iterable[int]) -> Coverage:
-        """Return the coverage of some days, joined."""
-        there = {day for day, _ in self._day_folders(series)}  # planning asks for every day that there could be
-        return Coverage.union(self.coverage(series, day) for day in sorted(there.intersection(days if there else ())))
+        """Return the coverage of some days, joined; an UnreadableError where one of them cannot be read now."""
+        coverage, barred = self.survey(series, days)
+        for exc in barred.values():
+            raise exc
+        return coverage
+
+    def survey(self, series: Series, days: Iterable[int]) -> tuple[Coverage, dict[int, UnreadableError]]:
+        """Return the coverage of some days, joined, and which of them cannot be read now."""
+        try:
+            there = {day for day, _ in self._day_folders(series)}  # planning asks for every day that there could be
+        except UnreadableError as exc:
+            return Coverage(), dict.fromkeys(days, exc)
+        found: list[Coverage] = []
+        barred: dict[int, UnreadableError] = {}
+        for day in sorted(there.intersection(days if there else ())):
+            try:
+                found.append(self.coverage(series, day))
+            except UnreadableError as exc:
+                barred[day] = exc
+        return Coverage.union(found), barred
 
     def covered(self, series: Series, days: Iterable[int]) -> Spans:
         """Return what is covered of some days."""
@@ -285,8 +310,12 @@ class Store:
 
         The caller holds the slab's lock.
         """
-        data = encode_file(day)
-        self._replace(self._path(day.series, day.number), data, slab)
+        path = self._path(day.series, day.number)
+        try:
+            data = encode_file(day)
+        except (OSError, RuntimeError, pa.ArrowException) as exc:  # as libraries say that there was no memory
+            raise MemoryError(f"{path} cannot be encoded now: {exc}") from exc
+        self._replace(path, data, slab)
         return len(data)
 
     def _replace(self, path: Path, data: bytes | bytearray, slab: Slab) -> None:
@@ -426,7 +455,7 @@ class Store:
         for path, record in self._records(series):
             if record.clip(span).seconds <= 0 or record in keep:
                 continue
-            if not Spans.of([record]) - self.covered(series, days_of(record)):
+            if not Spans.of([record]) - self.survey(series, days_of(record))[0].covered:
                 with file_errors(path):
                     path.unlink(missing_ok=True)
 

@@ -6,9 +6,9 @@ from difflib import get_close_matches
 from typing import Final
 
 from heatpipe.config import Settings, Target, resolve_span
-from heatpipe.errors import ClockError, ConfigError
-from heatpipe.model import Series, Spans, days_of, show_time
-from heatpipe.plan import Plan, SlabPlan, clip_span, estimate, plan_slab, plan_slabs, weigh_window
+from heatpipe.errors import ClockError, ConfigError, UnreadableError
+from heatpipe.model import DAY_S, Series, Spans, days_of, show_time
+from heatpipe.plan import Plan, SlabPlan, bar_slab, clip_span, estimate, plan_slab, plan_slabs, weigh_window
 from heatpipe.report import Report
 from heatpipe.store import Store
 from heatpipe.upstream import LOOKBACK
@@ -80,16 +80,16 @@ def make_plan(
         still_open += clipped.open_s // step
         for warning in clipped.warnings:
             warned[warning].append(target.series.coin)
+        stored, barred = store.survey(target.series, days_of(clipped.span))
         covered = Spans()
         if not refetch:
-            stored = store.coverage_of(target.series, days_of(clipped.span))
             covered = (stored.covered - stored.absent if refetch_absent else stored.covered).within(clipped.span)
         newest = covered.spans[-1].end if covered else 0
         again = Spans.of([(newest - lookback * step, newest)])
-        slabs += [
-            plan_slab(slab, clipped.span, covered.within(slab.span), again)
-            for slab in plan_slabs(target.series, clipped.span)
-        ]
+        for slab in plan_slabs(target.series, clipped.span):
+            plan = plan_slab(slab, clipped.span, covered.within(slab.span), again)
+            obstacle = name_obstacle(barred[day] for day in days_of(plan.span) if day in barred)
+            slabs.append(bar_slab(slab, plan.span, obstacle) if obstacle else plan)
     history = (f"{_name_some(coins)}: {warning}" for warning, coins in warned.items())
     return Plan(tuple(slabs), (*behind, *history), still_open)
 
@@ -99,6 +99,12 @@ def _name_some(coins: Iterable[str]) -> str:
     names = list(dict.fromkeys(coins))
     more = len(names) - MOST_NAMED
     return ", ".join(names[:MOST_NAMED]) + (f" and {more:,} more" if more > 0 else "")
+
+
+def name_obstacle(errors: Iterable[UnreadableError]) -> str:
+    """Say in a line what cannot be read now; nothing where there is nothing."""
+    first, *others = list(dict.fromkeys(map(str, errors))) or [""]
+    return f"{first} (and {len(others)} more such files)" if others else first
 
 
 def check_clock(now: float) -> None:
@@ -162,7 +168,10 @@ def make_update_plan(
         start = target.start
         if start is None and last_s is None:
             reach = horizon.reach(target.series.interval_s)
-            start = max(_first_instant(store, target.series), reach.start)
+            try:
+                start = max(_first_instant(store, target.series), reach.start)
+            except UnreadableError:  # as the plan will find, and say, for any day of it
+                start = max(reach.end - DAY_S, reach.start)
             if start >= min(reach.end, reach.end if target.end is None else target.end):
                 _compare_with_disk(target.series, store, now)  # by a clock that is behind, nothing is closed
                 continue  # all that is wanted is older than the history
@@ -173,7 +182,7 @@ def make_update_plan(
 def _first_instant(store: Store, series: Series) -> int:
     first = store.first_instant(series)
     if first is None:
-        there = [str(other) for other in store.all_series() if other.coin == series.coin and store.days(other)]
+        there = [str(other) for other in store.all_series() if other.coin == series.coin and _has_days(store, other)]
         hint = f" (there is {', '.join(there)})" if there else ""
         raise ConfigError(f"nothing of {series} is on disk{hint}: say with --start from when on it is wanted")
     return first
@@ -221,12 +230,20 @@ def choose_to_update(
     found = [
         series
         for series in store.all_series()
-        if all(getattr(series, name) == part for name, part in wanted.items()) and store.days(series)
+        if all(getattr(series, name) == part for name, part in wanted.items()) and _has_days(store, series)
     ]
     if not found:
         such = "".join(f", {name} {part}" for name, part in wanted.items())
         raise ConfigError(f"nothing to update in {store.root}{such}: name a series with --coin, and its --start")
     return found
+
+
+def _has_days(store: Store, series: Series) -> bool:
+    """Whether anything of a series is on disk; what cannot be looked at may be."""
+    try:
+        return bool(store.days(series))
+    except UnreadableError:
+        return True
 
 
 def check_plan(plan: Plan, store: Store, settings: Settings, max_weight: int | None = None) -> None:

@@ -34,6 +34,7 @@ from tests.flows.conftest import (
     tree,
     until,
 )
+from tests.test_store import of_a_later_version
 
 SPAN: dict[str, Any] = {"start": "2026-06-01", "end": "2026-06-01T02:00"}
 
@@ -66,6 +67,23 @@ def test_a_second_run_asks_for_nothing_unless_it_is_a_refetch(upstream: Upstream
     with upstream.listening() as heard:
         assert run(coins=["BTC"], data=str(tmp_path), refetch=True, **SPAN).is_completed()
     assert len(heard) == 1
+
+
+def test_a_day_that_cannot_be_read_now_is_left_alone_and_the_rest_is_done(upstream: Upstream, tmp_path: Path) -> None:
+    run(coins=["BTC"], data=str(tmp_path), **SPAN)
+    (path,) = tmp_path.rglob("part-0.parquet")
+    of_a_later_version(path)
+    later = path.read_bytes()
+    with upstream.listening() as heard:
+        state = run(coins=["BTC", "ETH"], data=str(tmp_path), refetch=True, **SPAN)
+        again = run(coins=["BTC"], data=str(tmp_path), **SPAN)
+    assert len(heard) == 1
+    assert path.read_bytes() == later
+    assert heatpipe.scan(str(tmp_path), coin="ETH").collect().height > 0
+    for one in (state, again):
+        assert one.is_failed()
+        assert f"{path} has a footer of version 2" in (one.message or "")
+        assert "nothing of BTC MINUTE 2026-06-01/2026-06-01 was asked for" in (one.message or "")
 
 
 def test_what_fails_fails_the_run_after_the_rest_is_done(client: SyncPrefectClient, tmp_path: Path) -> None:
