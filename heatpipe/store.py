@@ -448,16 +448,21 @@ class Store:
 
     def quarantined(self, series: Series) -> Spans:
         """Return the spans of a series that were given up and have not come since."""
-        return Spans.of(span for path, span in self._records(series) if path.suffix == ".json")
+        return Spans.of(span for name, span in self._records(series) if name.endswith(".json"))
 
     def release(self, series: Series, span: Span, keep: Collection[Span] = ()) -> None:
         """Drop the records that touch a span and are wholly covered now, but for those to `keep`."""
-        for path, record in self._records(series):
-            if record.clip(span).seconds <= 0 or record in keep:
-                continue
-            if not Spans.of([record]) - self.survey(series, days_of(record))[0].covered:
-                with file_errors(path):
-                    path.unlink(missing_ok=True)
+        kept, folder = frozenset(keep), self._quarantine_folder(series)
+        found = [
+            (name, record)
+            for name, record in self._records(series)
+            if record.end > span.start and record.start < span.end and record not in kept
+        ]
+        covered = self.survey(series, {day for _, record in found for day in days_of(record)})[0].covered
+        with file_errors(folder):
+            for name, record in found:
+                if not Spans((record,)) - covered:
+                    (folder / name).unlink(missing_ok=True)
 
     def set_aside(self, slab: Slab, day: int) -> None:
         """Keep a file that is about to be replaced, beside earlier ones. The caller holds the slab's lock."""
@@ -471,17 +476,17 @@ class Store:
             if not os.path.lexists(copy):
                 self._disk.keep_aside(path, copy, self._temporary(copy, slab))
 
-    def _records(self, series: Series) -> Iterator[tuple[Path, Span]]:
+    def _records(self, series: Series) -> Iterator[tuple[str, Span]]:
         """Yield the files of each record, the answer before what is said of it, and the span in their name."""
         folder = self._quarantine_folder(series)
         longest_s = slab_days(series.interval_s) * DAY_S
         if not is_own(folder, self.root):
             return
         for name, kind in self.list_folder(PurePosixPath(folder.relative_to(self.root))):
-            found = RECORD_NAME.fullmatch(name)
+            found = RECORD_NAME.fullmatch(name) if kind == "file" else None
             span = Span(int(found[1]), int(found[2])) if found else Span(0, 0)
-            if kind == "file" and 0 < span.seconds <= longest_s:
-                yield folder / name, span
+            if 0 < span.seconds <= longest_s:
+                yield name, span
 
     # Places
 

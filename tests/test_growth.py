@@ -1,5 +1,7 @@
 """Twice as much is twice the work, and not four times: in days, coins, records, windows and failures."""
 
+import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import pytest
 from heatpipe.config import Settings, Target
 from heatpipe.fetch import Crew
 from heatpipe.heatmap import build_heatmap
-from heatpipe.ingest import carry_out
+from heatpipe.ingest import carry_out, tidy
 from heatpipe.layout import Day, day_path
 from heatpipe.model import Coverage, Series, Snapshots, Span, Spans, day_span
 from heatpipe.report import Progress
@@ -110,3 +112,43 @@ def test_an_answer_costs_the_same_whatever_is_still_ahead(
 
     one, many = (work(coins, 21) - work(coins, 1) for coins in (1, 300))
     assert many < 1.25 * one
+
+
+def test_records_are_listed_once_and_coverage_is_read_once_a_day(tmp_path: Path) -> None:
+    store, number = Store(str(tmp_path)), TODAY // DAY - 1
+    put_day(tmp_path, BTC, number)
+    folder = tmp_path / "_quarantine" / day_path(BTC, number).parent.parent.relative_to("liquidations")
+    folder.mkdir(parents=True)
+
+    def work(records: int) -> int:
+        for at in range(day_span(number).start, day_span(number).start + records * MINUTE, MINUTE):
+            (folder / f"{at}-{at + MINUTE}.json").write_text("{}")
+        assert store.quarantined(BTC).seconds == records * MINUTE
+        lines = count_lines(lambda: store.release(BTC, day_span(number)))
+        assert not list(folder.iterdir())
+        return lines
+
+    assert work(800) < 2.5 * work(400)
+    # A footer's ranges alone take as many lines as it has: read for each record, it would be some thousand a record.
+    assert work(800) < 60 * 800
+
+
+@pytest.mark.parametrize("coins", [1, 3])
+def test_a_plan_with_nothing_to_do_lists_the_records_of_a_series_once(tmp_path: Path, coins: int) -> None:
+    chosen = Settings(root=str(tmp_path))
+    series = [Series(f"C{number}") for number in range(coins)]
+    for one in series:
+        (tmp_path / "_quarantine" / day_path(one, 0).parent.parent.relative_to("liquidations")).mkdir(parents=True)
+        for day in range(1, 61):
+            put_day(tmp_path, one, TODAY // DAY - day)
+    plan = make_plan([Target(one, *span_of(60)) for one in series], Store(chosen.root), chosen, NOW_S)
+    assert (plan.requests, len(plan.slabs)) == (0, 3 * coins)
+    listed: Counter[str] = Counter()
+
+    def count(event: str, arguments: tuple[object, ...]) -> None:  # stays for good: a hook cannot be taken away
+        if event == "os.scandir" and str(arguments[0]).startswith(f"{tmp_path}/_quarantine/"):
+            listed[str(arguments[0])] += 1
+
+    sys.addaudithook(count)
+    tidy(plan, Store(chosen.root))
+    assert list(listed.values()) == [1] * coins
