@@ -7,6 +7,9 @@ if TYPE_CHECKING:
     from typing import Any
 
     from heatpipe.config import Settings as Settings
+    from heatpipe.errors import ConfigError as ConfigError
+    from heatpipe.errors import DatasetError as DatasetError
+    from heatpipe.errors import HeatpipeError as HeatpipeError
     from heatpipe.frame import scan as scan
     from heatpipe.ingest import backfill as backfill
     from heatpipe.ingest import update as update
@@ -17,7 +20,11 @@ __version__ = "0.1.0"
 
 __all__ = ["backfill", "connect", "scan", "update", "Series", "Settings"]
 
+# Errors are asked for by their names; `from heatpipe import *` brings what is called.
 _HOMES = {
+    "ConfigError": "heatpipe.errors",
+    "DatasetError": "heatpipe.errors",
+    "HeatpipeError": "heatpipe.errors",
     "backfill": "heatpipe.ingest",
     "connect": "heatpipe.sql",
     "scan": "heatpipe.frame",
@@ -37,4 +44,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return [*__all__, "__version__"]
+    return [*_HOMES, "__version__"]

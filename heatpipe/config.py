@@ -7,7 +7,7 @@ import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import timedelta
 from difflib import get_close_matches
 from math import isfinite
 from typing import Any, Final, Self
@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 from heatpipe.errors import ConfigError, KeyRefusedError
 from heatpipe.model import Series, Span, show_time
 from heatpipe.plan import Horizon
+from heatpipe.times import read_date, whole_seconds
 from heatpipe.upstream import BURST, DEFAULT_KEY_HEADER, DEFAULT_URL, HISTORY_DAYS, WEIGHT_PER_MINUTE
 
 DEFAULT_ROOT: Final = "data"
@@ -438,28 +439,9 @@ def parse_instant(value: Any, name: str) -> int:
     Raises
     ------
     ConfigError
-        It is neither.
+        It is neither, or finer than a second.
     """
-    if isinstance(value, str):
-        try:
-            value = datetime.fromisoformat(value)
-        except ValueError:
-            raise ConfigError(
-                f"{name}: {value!r} is not a date or an ISO 8601 instant; write 2026-03-01 or 2026-03-01T12:30:00Z"
-            ) from None
-    if isinstance(value, date) and not isinstance(value, datetime):
-        value = datetime.combine(value, time())
-    if not isinstance(value, datetime):
-        raise ConfigError(f"{name}: {value!r} is not a date or an ISO 8601 instant")
-    if value.tzinfo is None:
-        value = value.replace(tzinfo=UTC)
-    try:
-        value = value.astimezone(UTC)
-    except OverflowError:
-        raise ConfigError(f"{name}: {value.isoformat()} lies in no year that a calendar has in UTC") from None
-    if value.microsecond:
-        raise ConfigError(f"{name}: {value.isoformat()} is finer than a second")
-    return int(value.timestamp())
+    return whole_seconds(read_date(value, name), name)
 
 
 LONGEST: Final = timedelta(days=36_500)

@@ -1,15 +1,16 @@
 """The analysts' LazyFrame: the dataset as polars sees it, with the right types and no other series mixed in."""
 
 from collections.abc import Mapping, Sequence
-from datetime import UTC, date, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Final
 
 import polars as pl
 
-from heatpipe.config import choose_root, parse_instant
+from heatpipe.config import choose_root
 from heatpipe.model import ALL_DAYS, Series
 from heatpipe.store import Store
 from heatpipe.survey import choose_series
+from heatpipe.times import EPOCH, Instant, read_instant
 
 PARTITIONS: Final[dict[str, pl.DataType | type[pl.DataType]]] = {
     "unit": pl.String,
@@ -24,14 +25,13 @@ ROWS: Final[dict[str, pl.DataType | type[pl.DataType]]] = {
     "volume": pl.Float64,
 }
 SCHEMA: Final = pl.Schema({**ROWS, **PARTITIONS})
-EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def scan(
     root: str | None = None,
     coin: str | Sequence[str] | None = None,
-    start: str | date | int | None = None,
-    end: str | date | int | None = None,
+    start: Instant | None = None,
+    end: Instant | None = None,
     *,
     interval: str | None = None,
     unit: str | None = None,
@@ -50,8 +50,9 @@ def scan(
         The dataset's folder; else that of HEATPIPE_DATA, else ``data``. An empty one gives an empty frame.
     coin : str or sequence of str, optional
         Which coins; all by default.
-    start, end : date, datetime, str or int, optional
-        Half-open span of timestamps: dates, ISO 8601 instants (UTC without an offset) or Unix seconds.
+    start, end : instant, optional
+        Half-open span of timestamps: what Python, numpy and pandas call a date or an instant, ISO 8601 text (UTC
+        without an offset), or Unix seconds.
     interval, unit, depth : optional
         Which series. Each defaults to the only one on disk.
 
@@ -79,7 +80,7 @@ def scan(
     """
     store = Store(choose_root(root))
     store.check_dataset()
-    bounds = [None if at is None else _as_datetime(at, name) for at, name in ((start, "start"), (end, "end"))]
+    bounds = [None if at is None else read_instant(at, name) for at, name in ((start, "start"), (end, "end"))]
     found = [series for series in store.all_series() if store.has_files(series)]
     if not found:
         return pl.LazyFrame(schema=SCHEMA)
@@ -132,10 +133,6 @@ def _scan_named(files: Mapping[Series, list[str]]) -> pl.LazyFrame:
         )
         for series, names in files.items()
     )
-
-
-def _as_datetime(value: str | date | int, name: str) -> datetime:
-    return datetime.fromtimestamp(value if isinstance(value, int) else parse_instant(value, name), UTC)
 
 
 def _days_between(start: datetime | None, end: datetime | None) -> range:

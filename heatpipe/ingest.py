@@ -6,13 +6,12 @@ import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from datetime import date
 from queue import Empty, SimpleQueue
 from typing import Any, Final
 
 from heatpipe.budget import Lease
 from heatpipe.client import Spent, show_request
-from heatpipe.config import Settings, Target, parse_instant
+from heatpipe.config import Settings, Target
 from heatpipe.errors import (
     ConfigError,
     DatasetError,
@@ -35,6 +34,7 @@ from heatpipe.report import Failure, Progress, Report
 from heatpipe.slab import KnownPoints, OpenSlab
 from heatpipe.store import Store
 from heatpipe.survey import check_plan, make_plan, make_update_plan
+from heatpipe.times import Instant, read_instant, whole_seconds
 from heatpipe.upstream import LOOKBACK
 
 GRACE_S: Final = 1.0
@@ -57,12 +57,13 @@ GONE: Final = (
 LOG: Final = logging.getLogger("heatpipe")
 
 OnProgress = Callable[[Progress], None]
+Wanted = Series | str | Iterable[Series | str]
 
 
 def backfill(
-    series: Series | Sequence[Series],
-    start: int | str | date | None = None,
-    end: int | str | date | None = None,
+    series: Wanted,
+    start: Instant | None = None,
+    end: Instant | None = None,
     *,
     settings: Settings | None = None,
     refetch: bool = False,
@@ -78,9 +79,9 @@ def backfill(
 
     Parameters
     ----------
-    series : Series or sequence of Series
-        What to fetch.
-    start, end : date, datetime, str or int
+    series : Series, str, or several of them
+        What to fetch; a coin's name means its series by the minute, in coin, at the included depth.
+    start, end : instant, optional
         Half-open span: dates, ISO 8601 instants (UTC without an offset) or Unix seconds. `end` defaults to the end of
         the last closed interval.
     settings : Settings, optional
@@ -135,8 +136,8 @@ def backfill(
 
 
 def update(
-    series: Series | Sequence[Series],
-    start: int | str | date | None = None,
+    series: Wanted,
+    start: Instant | None = None,
     *,
     settings: Settings | None = None,
     lookback: int = LOOKBACK,
@@ -154,9 +155,9 @@ def update(
 
     Parameters
     ----------
-    series : Series or sequence of Series
+    series : Series, str, or several of them
         What to bring up to date.
-    start : date, datetime, str or int
+    start : instant, optional
         From when on, as in `backfill`; by default from the first covered instant of each series.
     lookback : int
         How many intervals to ask for again.
@@ -188,15 +189,25 @@ def update(
     )
 
 
-def _targets(
-    series: Series | Sequence[Series], start: int | str | date | None, end: int | str | date | None = None
-) -> list[Target]:
+def _targets(series: Wanted, start: Instant | None, end: Instant | None = None) -> list[Target]:
     bounds = {name: _instant(value, name) for name, value in (("start", start), ("end", end))}
-    return [Target(one, **bounds) for one in ([series] if isinstance(series, Series) else series)]
+    if isinstance(series, Series | str | bytes) or not isinstance(series, Iterable):
+        series = [series]
+    return [Target(one, **bounds) for one in dict.fromkeys(map(_series, series))]
 
 
-def _instant(value: int | str | date | None, name: str) -> int | None:
-    return value if value is None or isinstance(value, int) else parse_instant(value, name)
+def _series(wanted: Any) -> Series:
+    if isinstance(wanted, Series):
+        return wanted
+    if isinstance(wanted, str):
+        return Series(wanted)
+    raise ConfigError(
+        f'{wanted!r} is no series: give a coin\'s name, such as "BTC", a heatpipe.Series, or a list of them'
+    )
+
+
+def _instant(value: Instant | None, name: str) -> int | None:
+    return None if value is None else whole_seconds(read_instant(value, name), name)
 
 
 def _run_plan(plan: Plan, store: Store, make_crew: Callable[[], Crew], **how: Any) -> Report:

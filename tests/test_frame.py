@@ -8,6 +8,7 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 
@@ -169,6 +170,9 @@ def test_a_folder_that_never_got_its_file_is_passed_over(root: str) -> None:
         (datetime(2026, 3, 31, 0, 10, tzinfo=UTC), datetime(2026, 3, 31, 0, 10, 1, tzinfo=UTC), 2),
         (TODAY + 600, TODAY + 601, 2),
         (TODAY + 601, TODAY + 660, 0),
+        (np.int64(TODAY + 600), np.datetime64(TODAY + 601, "s"), 2),
+        (TODAY + 600.000001, TODAY + 660.5, 2),
+        (np.datetime64(f"{date(2026, 3, 31)}T00:10:00.000000001", "ns"), f"{date(2026, 3, 31)}T00:11:00.000001", 2),
         ("2026-03-29T23:00", "2026-03-30T00:00:30", 2),
         ("2026-03-31", "2026-03-31", 0),
         ("2027-01-01", None, 0),
@@ -185,6 +189,8 @@ def test_a_bound_that_is_no_instant_is_named(root: str) -> None:
         scan(root, start="yesterday")
     with pytest.raises(ConfigError, match="end: 'now'"):
         scan(root, end="now")
+    with pytest.raises(ConfigError, match="start: a number as a time is Unix seconds, not milliseconds"):
+        scan(root, start=TODAY * 1000)
 
 
 # --- which series -------------------------------------------------------------------------------------------------

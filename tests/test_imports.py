@@ -20,6 +20,7 @@ ORDER = (
     "model",
     "plan",
     "report",
+    "times",
     "config",
     "budget",
     "client",
@@ -164,6 +165,8 @@ def test_no_engine_is_loaded_before_it_is_used(statement: str) -> None:
 def test_the_public_names_are_found_where_they_are_promised() -> None:
     import heatpipe
 
+    for name in ("HeatpipeError", "ConfigError", "DatasetError"):
+        assert issubclass(getattr(heatpipe, name), heatpipe.HeatpipeError)
     assert heatpipe.__all__ == ["backfill", "connect", "scan", "update", "Series", "Settings"]
     for name in heatpipe.__all__:
         assert getattr(heatpipe, name).__name__ == name

@@ -24,7 +24,7 @@ import pytest
 from heatpipe.config import Secret, Settings, Target
 from heatpipe.errors import ConfigError, DatasetError, HeatpipeError, KeyRefusedError, Stopped, TierError
 from heatpipe.fetch import Stop
-from heatpipe.ingest import backfill
+from heatpipe.ingest import backfill, update
 from heatpipe.model import Series, Span, Spans, days_of
 from heatpipe.plan import plan_slab, plan_slabs
 from heatpipe.report import Progress, Report
@@ -244,6 +244,30 @@ def test_a_refetch_replaces_what_the_upstream_has_revised(upstream: MakeUpstream
     assert known(chosen, BTC) == Spans.of([(YESTERDAY, YESTERDAY + 8 * HOUR)])
     assert known(chosen, BTC, "empty") == Spans.of([(YESTERDAY + 2 * HOUR, YESTERDAY + 2 * HOUR + 60)])
     assert known(chosen, BTC, "absent") == Spans.of([(YESTERDAY + 3 * HOUR, YESTERDAY + 3 * HOUR + 60)])
+
+
+@pytest.mark.parametrize("wanted", ["BTC", ["BTC", "BTC"], ("BTC",), [Series("BTC"), "BTC"]])
+def test_a_coins_name_means_its_series_by_default(sandbox: Sandbox, settings: MakeSettings, wanted: Any) -> None:
+    start, end = np.datetime64(TODAY, "s"), np.int64(TODAY + HOUR)
+    chosen = settings()
+    report = backfill(wanted, start, end, settings=chosen, clock=Clock())
+    assert (report.requests, report.failures) == (1, ())
+    assert Store(chosen.root).all_series() == [Series("BTC")]
+    assert update("BTC", settings=chosen, clock=Clock()).requests == 1
+
+
+@pytest.mark.parametrize("wanted", [None, 7, b"BTC", {"BTC": 1}.items(), [["BTC"]], [Series("BTC"), None], Series])
+def test_what_is_no_series_is_told_what_is_wanted(settings: MakeSettings, wanted: Any) -> None:
+    for run in (backfill, update):
+        with pytest.raises(ConfigError, match=r"is no series: give a coin's name, such as \"BTC\", a heatpipe\.Series"):
+            run(wanted, TODAY, settings=settings("http://127.0.0.1:9"))
+
+
+@pytest.mark.parametrize("start", [TODAY * 1000, float("nan"), True, np.datetime64("NaT"), TODAY + 0.5])
+def test_a_start_that_is_no_whole_second_is_refused(settings: MakeSettings, start: Any) -> None:
+    for run in (backfill, update):
+        with pytest.raises(ConfigError, match=r"^start: "):
+            run("BTC", start, settings=settings("http://127.0.0.1:9"))
 
 
 def test_a_coin_named_twice_is_fetched_once(sandbox: Sandbox, settings: MakeSettings) -> None:
