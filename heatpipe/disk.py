@@ -319,7 +319,8 @@ def read_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, MemoryError) as exc:
-        raise UnreadableError(f"{path} cannot be read now: {reason(exc)}", str(path)) from exc
+        said = "it has vanished, or a link leads nowhere" if isinstance(exc, FileNotFoundError) else reason(exc)
+        raise UnreadableError(f"{path} cannot be read now: {said}", str(path)) from exc
 
 
 def is_missing(path: Path) -> bool:
