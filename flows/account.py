@@ -126,16 +126,17 @@ def show_report(
     counts = ("unchanged", "changed", "appeared", "vanished") if flow == "update" else ()
     all_series = list(spans)
     lines = [_report_line(series, reports.get(series, Report()), gaps[series], counts) for series in all_series]
-    titles = ("coin", "rows", "days", "bytes", "weight", "absent", *counts, "gaps", "failed windows")
+    titles = ("coin", "rows", "days", "bytes", "weight", *counts, "gaps", "failed windows")
     pictured = max(reports, key=lambda series: reports[series].rows, default=None)
     text = [
         f"# {flow}",
         "",
         f"{_describe(all_series[0])}, in {show_seconds(seconds)}, into `{settings.root}`.",
-        "Gaps are closed intervals of the span without a snapshot on disk; absent ones, the API has no point for.",
+        "Gaps are closed intervals of the span without a snapshot on disk.",
         "",
         *_table(titles, lines),
         "",
+        *_name_absent(reports.values()),
         *_list_failures(failures),
         *([] if pictured is None else _picture(pictured, spans[pictured], settings.root)),
         *_queries(settings.root, all_series[0] if pictured is None else pictured),
@@ -146,7 +147,7 @@ def show_report(
 
 def _report_line(series: Series, report: Report, gaps: int, counts: Sequence[str]) -> tuple[str, ...]:
     failed = sum(failure.counts and failure.span is not None for failure in report.failures)
-    numbers = [report.weight, report.absent, *(getattr(report, count) for count in counts), gaps, failed]
+    numbers = [report.weight, *(getattr(report, count) for count in counts), gaps, failed]
     return (
         series.coin,
         f"{report.rows:,}",
@@ -160,6 +161,16 @@ def _count_gaps(spans: Mapping[Series, Span], settings: Settings) -> dict[Series
     targets = [Target(series, *span) for series, span in spans.items()]
     tallies = take_stock(Store(settings.root), targets, settings, time.time())
     return {tally.series: tally.absent + tally.failed + tally.missing for tally in tallies}
+
+
+def _name_absent(reports: Iterable[Report]) -> list[str]:
+    absent = sum(report.absent for report in reports)
+    if not absent:
+        return []
+    return [
+        f"{absent:,} intervals were recorded as absent: the API has no point there; `refetch_absent` asks again.",
+        "",
+    ]
 
 
 def _list_failures(failures: Sequence[Failure]) -> list[str]:

@@ -126,7 +126,8 @@ def test_every_field_of_the_forms_has_a_description_and_a_default(deployed: Serv
             assert "anyOf" not in described, (name, field)  # the form would ask for the type first
     fields = forms["backfill"]["properties"]
     assert list(fields) == [
-        *("coins", "interval", "unit", "depth", "start", "end", "last", "dry_run", "max_weight", "refetch", "data")
+        *("coins", "interval", "unit", "depth", "start", "end", "last", "dry_run", "max_weight"),
+        *("refetch", "refetch_absent", "data"),
     ]
     assert (fields["coins"]["type"], fields["coins"]["items"]["type"]) == ("array", "string")
     assert fields["coins"]["default"] == ["BTC"]
