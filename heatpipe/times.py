@@ -35,7 +35,7 @@ def read_instant(value: Instant, name: str) -> datetime:
     ConfigError
         It is none of them, or not a time, or a number that cannot be seconds.
     """
-    if isinstance(value, bool | np.bool_):
+    if isinstance(value, bool | np.bool_ | np.timedelta64):  # numpy counts lengths among the integers
         raise ConfigError(f"{name}: {value} is no time; give a date, an instant, or Unix seconds")
     if isinstance(value, int | float | np.integer | np.floating):
         return _read_number(value, name)
