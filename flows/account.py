@@ -159,7 +159,7 @@ def _report_line(series: Series, report: Report, gaps: int, counts: Sequence[str
 
 def _count_gaps(spans: Mapping[Series, Span], settings: Settings) -> dict[Series, int]:
     targets = [Target(series, *span) for series, span in spans.items()]
-    tallies = take_stock(Store(settings.root), targets, settings, time.time())
+    tallies = take_stock(Store(settings.root), targets, settings, time.time(), capped=False)
     return {tally.series: tally.absent + tally.failed + tally.missing for tally in tallies}
 
 

@@ -209,7 +209,7 @@ def update(
 
 @app.command
 def status(*, series: SeriesFlags = NO_SERIES, shared: SharedFlags = NO_SHARED) -> int:
-    """Add up the coverage of each series; reads footers only.
+    """Add up the coverage of each series, and its snapshots at the depth cap; reads footers.
 
     Example: `heatpipe status --coin BTC --start 2026-03-01 --end 2026-03-08`
     """
@@ -623,7 +623,8 @@ def _print_status(tallies: "list[Tally]", root: str) -> None:
     if not tallies:
         print(f"no series in {root}")
         return
-    shown = [name for name in COUNTS if name in ("present", "missing") or any(getattr(t, name) for t in tallies)]
+    counted = (*COUNTS, "capped")
+    shown = [name for name in counted if name in ("present", "missing") or any(getattr(t, name) for t in tallies)]
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("series", "from", "to (UTC)"):
         table.add_column(name, no_wrap=True)

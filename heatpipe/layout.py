@@ -29,6 +29,8 @@ FOOTER_KEY: Final = b"heatpipe"
 FOOTER_VERSION: Final = 1
 SEAL_KEY: Final = b"heatpipe.seal"
 SEAL_BYTES: Final = 32
+CAPPED_KEY: Final = b"heatpipe.capped"
+COUNT: Final = re.compile(rb"0|[1-9][0-9]{0,17}")
 
 SCHEMA: Final = pa.schema(
     [
@@ -181,13 +183,15 @@ class Day:
 
 @dataclass(frozen=True, slots=True)
 class Footer:
-    """What a file says of itself, under the key ``heatpipe``."""
+    """What a file says of itself, under the key ``heatpipe``; and `capped` under a key of its own."""
 
     series: Series
     coverage: Coverage
     snapshots: int
     rows: int
     digest: str
+    capped: int | None = None
+    """how many snapshots have as many levels as the depth allows; None in a file from before that was written"""
 
 
 def encode_day(day: Day) -> pa.Table:
@@ -214,6 +218,11 @@ def digest_rows(timestamp: NDArray[np.int64], price: NDArray[np.float64], volume
     for column, kind in ((timestamp, "<i8"), (price, "<f8"), (volume, "<f8")):
         digest.update(np.ascontiguousarray(column, kind).data)
     return digest.hexdigest()
+
+
+def count_capped(levels: NDArray[np.int64], depth: int) -> int:
+    """Return how many snapshots have as many levels as the depth allows: beyond the outermost nothing is known."""
+    return int(np.count_nonzero(levels == depth))
 
 
 def seal(data: bytearray) -> None:
@@ -254,12 +263,17 @@ def _find_seal(data: bytes | bytearray) -> slice:
 
 def decode_rows(table: pa.Table) -> Snapshots:
     """Return the snapshots of a day's table."""
+    timestamp, levels = decode_points(table)
+    return Snapshots(timestamp, levels, _column(table, "price"), _column(table, "volume"))
+
+
+def decode_points(table: pa.Table) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return timestamps and levels of the snapshots of a day's table, of which only the first column is needed."""
     stamps = _column(table, "timestamp").view(np.int64)
     begins = np.ones(len(stamps), bool)  # a flag a row: a third of the time that differences take
     np.not_equal(stamps[1:], stamps[:-1], out=begins[1:])
     firsts = np.flatnonzero(begins)
-    levels = np.diff(firsts, append=len(stamps))
-    return Snapshots(stamps[firsts], levels, _column(table, "price"), _column(table, "volume"))
+    return stamps[firsts], np.diff(firsts, append=len(stamps))
 
 
 def _column(table: pa.Table, name: str) -> NDArray[Any]:
@@ -316,9 +330,16 @@ def decode_footer(metadata: Mapping[bytes, bytes] | None, path: str) -> Footer:
             snapshots=int(document["snapshots"]),
             rows=int(document["rows"]),
             digest=str(document["digest"]),
+            capped=_read_count((metadata or {}).get(CAPPED_KEY)),
         )
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, ConfigError) as exc:
         raise DamagedError(f"{path} has a footer that cannot be read: {exc!r}", path) from exc
+
+
+def _read_count(text: bytes | None) -> int | None:
+    if text is not None and not COUNT.fullmatch(text):
+        raise ValueError(f"{text[:20]!r} is not how a count is written")
+    return None if text is None else int(text)
 
 
 def _read_coverage(document: Mapping[str, Any], interval_s: int) -> Coverage:

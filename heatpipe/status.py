@@ -1,14 +1,21 @@
-"""Coverage added up: each interval of a span is exactly one of seven things. Reads footers, no rows."""
+"""Coverage added up: each interval of a span is exactly one of seven things. Reads footers.
 
-from collections.abc import Iterable
+And timestamps, to count snapshots at the depth cap, of a day that the span cuts, or that an older heatpipe wrote.
+"""
+
+import logging
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final
 
 from heatpipe.config import Settings, Target, resolve_span
-from heatpipe.errors import ConfigError, UnreadableError
+from heatpipe.errors import ConfigError, DamagedError, UnreadableError
+from heatpipe.layout import Footer
 from heatpipe.model import Coverage, Series, Span, Spans, days_of
 from heatpipe.plan import Horizon
 from heatpipe.store import Store
+
+LOG: Final = logging.getLogger("heatpipe")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +38,11 @@ class Tally:
         Not closed yet.
     beyond : int
         Not on disk, and older than the history the tier sells.
+    capped : int, optional
+        How many snapshots have as many levels as the depth allows, which says nothing of prices beyond the outermost.
+        They are among those that are present. None: not counted.
     unreadable : tuple of str
-        What cannot be read now, a line each; its intervals are counted as if it were not there.
+        What cannot be read now, a line each; what it would tell is not counted.
     """
 
     series: Series
@@ -44,6 +54,7 @@ class Tally:
     missing: int
     open: int
     beyond: int
+    capped: int | None = None
     unreadable: tuple[str, ...] = ()
 
     def as_document(self) -> dict[str, Any]:
@@ -56,6 +67,7 @@ class Tally:
             "from": self.span.start,
             "to": self.span.end,
             **{name: getattr(self, name) for name in COUNTS},
+            "capped": self.capped,
         }
 
 
@@ -84,7 +96,13 @@ def tally(series: Series, span: Span, coverage: Coverage, failed: Spans, horizon
 
 
 def take_stock(
-    store: Store, targets: Iterable[Target], settings: Settings, now: float, *, last_s: int | None = None
+    store: Store,
+    targets: Iterable[Target],
+    settings: Settings,
+    now: float,
+    *,
+    last_s: int | None = None,
+    capped: bool = True,
 ) -> list[Tally]:
     """Add up the coverage of some series.
 
@@ -100,6 +118,8 @@ def take_stock(
         Unix seconds.
     last_s : int, optional
         Length of the span of a target that names no start.
+    capped : bool
+        Count the snapshots at the depth cap as well.
 
     Raises
     ------
@@ -107,10 +127,10 @@ def take_stock(
         A span holds no whole interval.
     """
     horizon = settings.horizon(now)
-    return [_stock(store, target, horizon, last_s) for target in targets]
+    return [_stock(store, target, horizon, last_s, capped) for target in targets]
 
 
-def _stock(store: Store, target: Target, horizon: Horizon, last_s: int | None) -> Tally:
+def _stock(store: Store, target: Target, horizon: Horizon, last_s: int | None, capped: bool) -> Tally:
     series, step = target.series, target.series.interval_s
     closed_end = horizon.closed_end(step)
     start = target.start
@@ -126,7 +146,8 @@ def _stock(store: Store, target: Target, horizon: Horizon, last_s: int | None) -
     span = Span(-(-wanted.start // step) * step, wanted.end // step * step)
     if span.seconds < 0 or wanted.seconds < 0:
         raise ConfigError(f"the span {wanted} holds no whole interval of {series.interval}")
-    coverage, barred = store.survey(series, days_of(span))
+    footers, barred = store.footers(series, days_of(span))
+    coverage = Coverage.union([footer.coverage for footer in footers.values()])
     unreadable += barred.values()
     failed = Spans()
     try:
@@ -134,4 +155,19 @@ def _stock(store: Store, target: Target, horizon: Horizon, last_s: int | None) -
     except UnreadableError as exc:
         unreadable.append(exc)
     counted = tally(series, span, coverage, failed, horizon)
+    if capped:
+        counted = replace(counted, capped=_count_capped(store, footers, span, unreadable))
     return replace(counted, unreadable=tuple(dict.fromkeys(map(str, unreadable))))
+
+
+def _count_capped(store: Store, footers: Mapping[int, Footer], span: Span, unreadable: list[UnreadableError]) -> int:
+    """Count the snapshots at the depth cap, and say which days are left out."""
+    found = 0
+    for day, footer in footers.items():
+        try:
+            found += store.count_capped(day, footer, span)
+        except DamagedError as exc:
+            LOG.warning("%s; its snapshots at the depth cap are not counted: see heatpipe verify", exc)
+        except UnreadableError as exc:
+            unreadable.append(exc)
+    return found

@@ -15,8 +15,9 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import partial
 from itertools import count
 from pathlib import Path, PurePosixPath
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -53,6 +54,7 @@ QUARANTINE: Final = "_quarantine"
 RECORD_NAME: Final = re.compile(r"([0-9]+)-([0-9]+)\.(body|json)")
 LOCK_POLL_S: Final = 0.2
 LOG: Final = logging.getLogger("heatpipe")
+T = TypeVar("T")
 
 PARQUET: Final[dict[str, Any]] = {
     # Price repeats from snapshot to snapshot: a dictionary. Volume stands PLAIN, so that zstd can match the
@@ -152,18 +154,22 @@ class Store:
         with read_errors(path):
             if not _is_file(path):  # much cheaper than an error, and planning asks for every day there could be
                 return None
-            footer = layout.decode_footer(_read_metadata(path), str(path))
+            footer = layout.decode_footer(_read_part(path, _parse_metadata), str(path))
             layout.check_place(footer, series, day, str(path))
             return footer
 
     def coverage(self, series: Series, day: int) -> Coverage:
         """Return what of a day is covered; nothing where there is no file, or a damaged one, which is told."""
+        footer = self._sound_footer(series, day)
+        return Coverage() if footer is None else footer.coverage
+
+    def _sound_footer(self, series: Series, day: int) -> Footer | None:
+        """Return a day's footer; None where there is no file, or a damaged one, which is told."""
         try:
-            footer = self.footer(series, day)
+            return self.footer(series, day)
         except DamagedError as exc:
             self.tell_damage(exc)
-            return Coverage()
-        return Coverage() if footer is None else footer.coverage
+            return None
 
     def first_instant(self, series: Series) -> int | None:
         """Return where a series begins on disk; with its first day, where that says nothing. None: it is not there."""
@@ -231,18 +237,47 @@ class Store:
 
     def survey(self, series: Series, days: Iterable[int]) -> tuple[Coverage, dict[int, UnreadableError]]:
         """Return the coverage of some days, joined, and which of them cannot be read now."""
+        footers, barred = self.footers(series, days)
+        return Coverage.union([footer.coverage for footer in footers.values()]), barred
+
+    def footers(self, series: Series, days: Iterable[int]) -> tuple[dict[int, Footer], dict[int, UnreadableError]]:
+        """Return the footers of those of some days that have a sound one, and which days cannot be read now."""
         try:
             there = {day for day, _ in self._day_folders(series)}  # planning asks for every day that there could be
         except UnreadableError as exc:
-            return Coverage(), dict.fromkeys(days, exc)
-        found: list[Coverage] = []
+            return {}, dict.fromkeys(days, exc)
+        found: dict[int, Footer] = {}
         barred: dict[int, UnreadableError] = {}
         for day in sorted(there.intersection(days if there else ())):
             try:
-                found.append(self.coverage(series, day))
+                footer = self._sound_footer(series, day)
             except UnreadableError as exc:
                 barred[day] = exc
-        return Coverage.union(found), barred
+            else:
+                found |= {} if footer is None else {day: footer}
+        return found, barred
+
+    def count_capped(self, day: int, footer: Footer, span: Span) -> int:
+        """Count the snapshots of a day, within a span, that have as many levels as the depth allows.
+
+        The footer tells, but for a day that the span cuts and a file from before it did: of those the timestamps
+        are read.
+
+        Raises
+        ------
+        DamagedError, UnreadableError
+            They cannot be read.
+        """
+        series, covered = footer.series, footer.coverage.covered
+        if footer.rows < series.depth:
+            return 0
+        if footer.capped is not None and (footer.capped == 0 or covered == covered.within(span)):
+            return footer.capped
+        path = self._path(series, day)
+        with read_errors(path):
+            timestamp, levels = layout.decode_points(_read_part(path, _parse_timestamps))
+        first, last = np.searchsorted(timestamp, np.array(span) * 1_000_000)
+        return layout.count_capped(levels[first:last], series.depth)
 
     def covered(self, series: Series, days: Iterable[int]) -> Spans:
         """Return what is covered of some days."""
@@ -520,7 +555,8 @@ def encode_file(day: Day) -> bytearray:
     sink = pa.BufferOutputStream()
     with pq.ParquetWriter(sink, table.schema, **PARQUET) as writer:
         writer.write_table(table, row_group_size=ROWS_PER_GROUP)
-        writer.add_key_value_metadata({layout.SEAL_KEY: layout.blank_seal()})
+        capped = layout.count_capped(day.snapshots.levels, day.series.depth)
+        writer.add_key_value_metadata({layout.CAPPED_KEY: b"%d" % capped, layout.SEAL_KEY: layout.blank_seal()})
     data = bytearray(sink.getvalue())
     layout.seal(data)
     return data
@@ -541,20 +577,26 @@ def decode_file(data: bytes, path: str) -> tuple[pa.Table, Footer]:
     return table, layout.decode_footer(table.schema.metadata, path)
 
 
-def _read_metadata(path: Path) -> Mapping[bytes, bytes] | None:
-    """Return the key-value metadata at a file's end; all of the file is read where that does not parse."""
+def _read_part(path: Path, parse: Callable[[Any], T]) -> T:
+    """Return what a parser makes of a part of a file; all of the file is read where that part does not parse."""
     with path.open("rb") as file:
         with contextlib.suppress(Exception):  # whatever it says of a part, all of the bytes are asked next
-            return _parse_metadata(file)
+            return parse(file)
         file.seek(0)
         data = file.read()
     with _parsing(data, str(path)):
-        return _parse_metadata(pa.BufferReader(data))
+        return parse(pa.BufferReader(data))
 
 
 def _parse_metadata(source: Any) -> Mapping[bytes, bytes] | None:
+    """Return the key-value metadata at a file's end."""
     found: Mapping[bytes, bytes] | None = pq.read_metadata(source).metadata
     return found
+
+
+def _parse_timestamps(source: Any) -> pa.Table:
+    file = pq.ParquetFile(source, page_checksum_verification=True)
+    return file.read(columns=["timestamp"], use_threads=False)
 
 
 @contextlib.contextmanager

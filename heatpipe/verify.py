@@ -23,6 +23,7 @@ from heatpipe.store import Store, decode_file
 
 THREADS: Final = min(8, os.cpu_count() or 1)
 """No more: each holds a day in memory, some 100 MB where snapshots are deep."""
+CAPPED: Final = layout.CAPPED_KEY.decode()
 MAX_CAUSE: Final = 300
 """Characters; a doctored footer can quote thousands of ranges."""
 
@@ -290,6 +291,9 @@ def _faults(rows: Snapshots, footer: Footer, day: int) -> Iterator[str]:
     deepest = int(rows.levels.max(initial=0))
     if deepest > footer.series.depth:
         yield f"has a snapshot of {deepest} levels, its depth is {footer.series.depth}"
+    capped = layout.count_capped(rows.levels, footer.series.depth)
+    if footer.capped not in (None, capped):
+        yield f"has {capped} snapshots of {footer.series.depth} levels, its key {CAPPED} says {footer.capped}"
     yield from _check_coverage(rows, footer)
     if layout.digest_rows(rows.row_timestamps(), rows.price, rows.volume) != footer.digest:
         yield "holds other rows than its footer vouches for"

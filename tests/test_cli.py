@@ -13,7 +13,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from heatpipe.model import Series
 from heatpipe.sandbox import Market, Options, Tier, serve
+from tests.test_heatmap import put_points
 
 # Without an end of the history, so that the dates below may grow old.
 KEYS = {"sandbox-key": Tier("enterprise", 10**6, 10**6, history_days=0), "basic-key": Tier("basic", liquidations=False)}
@@ -322,3 +324,22 @@ def test_a_picture_of_an_old_series_shows_what_is_on_disk_and_not_the_time_since
     result = json.loads(heatpipe("heatmap", "--coin", "BTC", "-o", "btc.png", "--json").stdout)
     assert result["present"] + result["empty"] == 180
     assert result["missing"] == 0
+
+
+def test_snapshots_at_the_depth_cap_have_a_column_where_there_are_some(heatpipe: Heatpipe, tmp_path: Path) -> None:
+    def status() -> list[str]:
+        return heatpipe("status", "--data", ".").stdout.splitlines()
+
+    def counted() -> list[int]:
+        document = json.loads(heatpipe("status", "--data", ".", "--json").stdout)
+        return [one["capped"] for one in document["series"]]
+
+    levels = [(10.0, 1.0), (20.0, 2.0)]
+    put_points(tmp_path, {0: levels, 1: levels, 2: levels[:1]}, covered=60, series=Series("BTC", depth=3))
+    assert "capped" not in status()[0]
+    assert counted() == [0]
+    put_points(tmp_path, {0: levels, 1: levels, 2: levels[:1]}, covered=60, series=Series("BTC", depth=2))
+    header, *lines = status()
+    assert header.split()[-1] == "capped"
+    assert [line.split()[-1] for line in lines] == ["2", "0"]
+    assert counted() == [2, 0]

@@ -1,16 +1,24 @@
 """Coverage added up: every interval is exactly one of seven things, and each is seen once for real."""
 
+import json
+import logging
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from heatpipe.config import Target
-from heatpipe.errors import ConfigError
+from heatpipe import layout
+from heatpipe.config import Settings, Target
+from heatpipe.errors import ConfigError, DamagedError
 from heatpipe.ingest import backfill
-from heatpipe.model import Coverage, Series, Span, Spans
+from heatpipe.layout import Day
+from heatpipe.model import Coverage, Series, Snapshots, Span, Spans
 from heatpipe.plan import Horizon
 from heatpipe.status import COUNTS, Tally, take_stock, tally
-from heatpipe.store import Store
+from heatpipe.store import PARQUET, Store, encode_file
 from tests.conftest import (
     DATED,
     DAY,
@@ -26,6 +34,7 @@ from tests.conftest import (
     http,
     plain_levels,
 )
+from tests.test_heatmap import put_points
 
 HOURS = Series("BTC", "HOUR", depth=2)
 EDGE = 24
@@ -133,6 +142,7 @@ def test_each_of_the_seven_is_seen_for_real(upstream_of_all_kinds: str, settings
         "from": TODAY - 3 * DAY,
         "to": TODAY + DAY,
         **counts(found),
+        "capped": 2,
     }
 
 
@@ -234,3 +244,131 @@ def test_a_damaged_day_is_missing(upstream_of_all_kinds: str, settings: MakeSett
     store._path(HOURS, TODAY // DAY - 1).write_bytes(b"PAR1")
     (found,) = take_stock(store, [Target(HOURS, TODAY - DAY, TODAY)], chosen, NOW_S)
     assert found.missing == 24
+
+
+# --- the depth cap ------------------------------------------------------------------------------------------------
+
+TWO = Series("BTC", depth=2)
+FOLDER = "liquidations/unit=coin/depth=2/interval=MINUTE/coin=BTC"
+FILE = f"{FOLDER}/date=2026-03-31/part-0.parquet"
+
+
+def put_capped(root: Path, series: Series = TWO) -> Path:
+    """Write a day with 4 snapshots of two levels: at minutes 0, 10, 20 and 30; of one at 5; of none at 6."""
+    points = {minute: [(10.0, 1.0), (20.0, 2.0)] for minute in (0, 10, 20, 30)} | {5: [(10.0, 1.0)], 6: []}
+    put_points(root, points, covered=60, series=series)
+    return root / layout.day_path(series, TODAY // DAY)
+
+
+def as_before(path: Path) -> None:
+    """Write a file as a heatpipe did that did not count."""
+    table = pq.ParquetFile(path).read()
+    sink = pa.BufferOutputStream()
+    footer = {layout.FOOTER_KEY: table.schema.metadata[layout.FOOTER_KEY]}
+    with pq.ParquetWriter(sink, table.schema.with_metadata(footer), **PARQUET) as writer:
+        writer.write_table(table)
+        writer.add_key_value_metadata({layout.SEAL_KEY: layout.blank_seal()})
+    data = bytearray(sink.getvalue())
+    layout.seal(data)
+    path.write_bytes(data)
+
+
+def damage_column(path: Path, column: int) -> None:
+    """Flip a byte in the first page of a column."""
+    found = pq.read_metadata(path).row_group(0).column(column)
+    first = found.dictionary_page_offset if found.has_dictionary_page else found.data_page_offset
+    data = bytearray(path.read_bytes())
+    data[first + 40] ^= 0xFF
+    path.write_bytes(data)
+
+
+def capped_in(root: Path, span: Span, series: Series = TWO) -> int | None:
+    (found,) = take_stock(Store(str(root)), [Target(series, *span)], Settings(root=str(root)), NOW_S)
+    assert not found.unreadable
+    assert sum(counts(found).values()) == span.seconds // MINUTE
+    return found.capped
+
+
+@pytest.mark.parametrize("old", [False, True], ids=["counted", "from-before"])
+@pytest.mark.parametrize(
+    ("first", "end", "capped"),
+    [(0, 1440, 4), (0, 60, 4), (-600, 3000, 4), (0, 30, 3), (1, 1440, 3), (10, 20, 1), (1, 10, 0), (31, 60, 0)],
+)
+def test_snapshots_with_as_many_levels_as_the_depth_are_counted_within_the_span(
+    tmp_path: Path, old: bool, first: int, end: int, capped: int
+) -> None:
+    path = put_capped(tmp_path)
+    if old:
+        as_before(path)
+    assert (pq.read_metadata(path).metadata.get(b"heatpipe.capped") is None) == old
+    assert capped_in(tmp_path, Span(TODAY + first * MINUTE, TODAY + end * MINUTE)) == capped
+
+
+def test_deeper_series_have_none(tmp_path: Path) -> None:
+    deeper = Series("BTC", depth=3)
+    put_capped(tmp_path, deeper)
+    assert capped_in(tmp_path, Span(TODAY, TODAY + DAY), deeper) == 0
+    assert capped_in(tmp_path, Span(TODAY, TODAY + 7 * MINUTE), deeper) == 0
+
+
+def test_days_add_up(settings: MakeSettings, upstream_of_all_kinds: str) -> None:
+    chosen = settings(upstream_of_all_kinds)
+    backfill(HOURS, TODAY - 2 * DAY, TODAY, settings=chosen, clock=Clock())
+    (found,) = take_stock(Store(chosen.root), [Target(HOURS, TODAY - 2 * DAY, TODAY - HOUR)], chosen, NOW_S)
+    assert (found.present, found.capped) == (47, 47)
+
+
+def test_of_a_whole_day_no_row_is_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = put_capped(tmp_path)
+    for column in range(3):
+        damage_column(path, column)
+    assert capped_in(tmp_path, Span(TODAY, TODAY + DAY)) == 4
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize("column", [1, 2])
+def test_of_a_day_that_did_not_count_nothing_but_timestamps_is_read(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, column: int
+) -> None:
+    path = put_capped(tmp_path)
+    as_before(path)
+    damage_column(path, column)
+    assert capped_in(tmp_path, Span(TODAY, TODAY + DAY)) == 4
+    assert not caplog.messages
+
+
+def test_timestamps_that_are_damaged_are_told_and_not_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = put_capped(tmp_path)
+    damage_column(path, 0)
+    with caplog.at_level(logging.WARNING):
+        assert capped_in(tmp_path, Span(TODAY, TODAY + 30 * MINUTE)) == 0
+    (told,) = caplog.messages
+    assert told.startswith(str(path))
+    assert told.endswith("its snapshots at the depth cap are not counted: see heatpipe verify")
+
+
+def test_timestamps_that_cannot_be_read_now_are_a_failure(tmp_path: Path) -> None:
+    path = put_capped(tmp_path)
+    damage_column(path, 0)
+    data = bytearray(path.read_bytes())
+    layout.seal(data)  # as if the parser had no memory
+    path.write_bytes(data)
+    (found,) = take_stock(Store(str(tmp_path)), [Target(TWO, TODAY, TODAY + HOUR // 2)], Settings(), NOW_S)
+    assert found.capped == 0
+    (told,) = found.unreadable
+    assert told.startswith(f"{path} is sound, and cannot be read now")
+
+
+def test_the_count_is_not_part_of_the_footer(tmp_path: Path) -> None:
+    path = put_capped(tmp_path)
+    metadata = pq.read_metadata(path).metadata
+    assert metadata[b"heatpipe.capped"] == b"4"
+    assert "capped" not in json.loads(metadata[b"heatpipe"])
+
+
+@pytest.mark.parametrize("text", [b"", b"x", b"-1", b"04", b" 4", b"4_0", "٤".encode(), b"9" * 5000])
+def test_a_count_that_is_none_is_damage(text: bytes) -> None:
+    day = Day(TWO, TODAY // DAY, Snapshots(), Coverage())
+    metadata = pq.read_metadata(pa.BufferReader(encode_file(day))).metadata | {layout.CAPPED_KEY: text}
+    with pytest.raises(DamagedError, match="footer that cannot be read"):
+        layout.decode_footer(metadata, "x")

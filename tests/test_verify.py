@@ -127,6 +127,12 @@ def test_what_a_backfill_wrote_is_sound(settings: MakeSettings) -> None:
     assert (findings.files, findings.problems) == (4, ())
 
 
+@pytest.mark.parametrize("capped", [None, b"32"], ids=["from-before", "counted"])
+def test_a_file_need_not_count_its_capped_snapshots(store: Store, capped: bytes | None) -> None:
+    counted(capped)(store)
+    assert not found_in(store)
+
+
 def test_what_lies_beside_the_table_is_not_looked_at(store: Store) -> None:
     for name in ("_tmp", "_locks", "_quarantine", "notes"):
         (store.root / name).mkdir(exist_ok=True)
@@ -214,13 +220,14 @@ def footer_of(day: Day) -> dict[str, Any]:
     return footer
 
 
-def sealed(table: pa.Table, footer: dict[str, Any] | None, **options: Any) -> bytes:
+def sealed(table: pa.Table, footer: dict[str, Any] | None, *, capped: bytes | None = None, **options: Any) -> bytes:
     metadata = None if footer is None else {layout.FOOTER_KEY: json.dumps(footer, separators=(",", ":")).encode()}
     table = table.replace_schema_metadata(metadata)
     sink = pa.BufferOutputStream()
     with pq.ParquetWriter(sink, table.schema, **PARQUET | options) as writer:
         writer.write_table(table)
-        writer.add_key_value_metadata({layout.SEAL_KEY: layout.blank_seal()})
+        count = {} if capped is None else {layout.CAPPED_KEY: capped}
+        writer.add_key_value_metadata(count | {layout.SEAL_KEY: layout.blank_seal()})
     data = bytearray(sink.getvalue())
     layout.seal(data)
     return bytes(data)
@@ -251,6 +258,11 @@ def rewritten(change: Callable[[dict[str, Any]], object], *, footer: bool = Fals
         (store.root / PLACE).write_bytes(sealed(table_of(columns), document))
 
     return damage
+
+
+def counted(capped: bytes | None) -> Damage:
+    """The same rows and footer, with a count of capped snapshots."""
+    return added(PLACE, sealed(table_of(columns_of(SOUND[0])), footer_of(SOUND[0]), capped=capped))
 
 
 def doctored(**changes: Any) -> Damage:
@@ -440,6 +452,9 @@ FILES = [
     pytest.param(doctored(covered="all"), UNREADABLE, id="ranges-of-another-type"),
     pytest.param(doctored(rows=95), "has 96 rows, its footer says 95", id="rows-wrong"),
     pytest.param(doctored(snapshots=33), "has 32 snapshots, its footer says 33", id="snapshots-wrong"),
+    pytest.param(counted(b"31"), "has 32 snapshots of 3 levels, its key heatpipe.capped says 31", id="capped-wrong"),
+    pytest.param(counted(b"0"), "has 32 snapshots of 3 levels", id="capped-zero"),
+    pytest.param(counted(b"032"), UNREADABLE, id="capped-no-count"),
     pytest.param(doctored(digest="0" * 32), "other rows than its footer vouches for", id="digest-wrong"),
     pytest.param(doctored(digest=...), UNREADABLE, id="digest-missing"),
     pytest.param(doctored(version=2), "version 2, this heatpipe reads 1", id="version-later"),
