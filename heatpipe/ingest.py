@@ -455,7 +455,8 @@ class _Run:
             self._open.remove(slab)
             self._report += report_obstacles(Plan((bar_slab(plan.slab, plan.span, str(exc)),)))
         else:
-            self._close_if_done(slab)
+            self._close_what_is_done()
+            self._tell()
 
     def _next_reply(self) -> Job:
         while True:
@@ -479,8 +480,8 @@ class _Run:
         finally:
             self._crew.release(job)
         self._windows_done += len(awaited - slab.jobs)
-        if slab in self._open:  # the end of its series may have closed it
-            self._close_if_done(slab)
+        self._close_what_is_done()
+        self._tell()
 
     def _face(self, slab: OpenSlab, job: Job, fault: BaseException) -> None:
         """Decide what a fault means: ask again, ask for less, give up a window or a series, or end the run."""
@@ -541,13 +542,18 @@ class _Run:
             self._report += Report(failures=(failure,))
         for slab in [slab for slab in self._open if slab.slab.series == failure.series]:
             slab.abandon()
-            self._close_if_done(slab)
+        self._close_what_is_done()
 
-    def _close_if_done(self, slab: OpenSlab) -> None:
-        if not slab.jobs:
+    def _close_what_is_done(self) -> None:
+        """Close the slabs that await nothing, neither an answer of their own nor one that ends their doubt."""
+        for slab in [slab for slab in self._open if not slab.jobs and not self._may_learn(slab)]:
             self._open.remove(slab)  # first: what cannot be closed is not closed twice
             self._report += slab.close()
-        self._tell()
+
+    def _may_learn(self, slab: OpenSlab) -> bool:
+        """Whether a slab has absences in doubt, and later answers of its series, which may end it, are on their way."""
+        later = [other for other in self._open if other.jobs and other.slab.span.start > slab.slab.span.start]
+        return any(other.slab.series == slab.slab.series for other in later) and slab.in_doubt
 
     def _tell(self) -> None:
         jobs = [(len(slab.jobs), slab.slab.series) for slab in self._open]

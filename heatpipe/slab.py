@@ -157,6 +157,11 @@ class OpenSlab:
         return Coverage() if footer is None else footer.coverage
 
     @property
+    def in_doubt(self) -> bool:
+        """Whether days wait for a point after them: without one, their last absences are not sure."""
+        return not self.ended and any(self._sum_up(parts, complete=False)[1] for parts in self._parts.values())
+
+    @property
     def bill(self) -> Report:
         """What its requests have cost so far."""
         return Report(

@@ -2,6 +2,7 @@
 
 import itertools
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -550,6 +551,28 @@ def test_updates_leave_what_a_backfill_from_scratch_would_at_no_more_weight(
         before = bench.tree(), stamps(bench)
         assert bench.update(lookback=lookback).requests == (report.young > 0) * len(bench.server.asked)
         assert (bench.tree(), stamps(bench)) == before
+
+
+def test_an_absence_at_the_end_of_a_slab_waits_for_the_next_slab_s_answer(
+    upstream: MakeUpstream, settings: MakeSettings
+) -> None:
+    border = (TODAY // SLAB_S + 1) * SLAB_S
+    world, early = World({border - MINUTE: None}), threading.Event()
+
+    def answer(asked: Asked) -> bytes:
+        if asked.starts[0] < border:
+            early.set()
+        else:
+            assert early.wait(10)
+            time.sleep(0.3)  # the other answer has been taken in, as a rule
+        return world.answer(asked)
+
+    server = upstream(answer)
+    bench = Bench(world, server, settings(server.url), Clock(border + 2 * HOUR))
+    report = bench.backfill(border - HOUR)
+
+    assert (report.requests, report.young, report.absent, report.failures) == (2, 0, 1, ())
+    assert bench.known("absent") == Spans.of([(border - MINUTE, border)])
 
 
 def revise(bench: Bench, at: int, levels: list[Level] | None, expected: dict[int, str]) -> None:
