@@ -53,6 +53,14 @@ def until(true: Callable[[], Any], what: str, timeout_s: float = PATIENCE_S) -> 
     raise AssertionError(f"{what}: not within {timeout_s:g} s")
 
 
+def alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
 @contextmanager
 def program(
     log: Path, *command: str, environment: Mapping[str, str], cwd: Path = REPOSITORY

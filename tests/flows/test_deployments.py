@@ -28,6 +28,7 @@ from tests.flows.conftest import (
     REPOSITORY,
     Server,
     Upstream,
+    alive,
     artifacts_of,
     clean_environment,
     program,
@@ -208,21 +209,31 @@ def test_two_runs_at_once_need_only_the_form_and_fetch_nothing_twice(fleet: Flee
 
 
 def test_a_cancelled_run_ends_within_seconds_in_order(fleet: Fleet, client: SyncPrefectClient, tmp_path: Path) -> None:
-    """Every answer that was paid for is on disk, no lock is held, nothing temporary stays; a few tasks were known."""
-    first = len(fleet.upstream.options.ledger)
+    """Every answer that was paid for is on disk, no lock is held, nothing temporary stays; a few tasks were known.
+
+    From the last request on, for it may be a minute before Prefect has told the run: on SQLite its server stalls now
+    and then.
+    """
+    ledger = fleet.upstream.options.ledger
+    first, said = len(ledger), fleet.log.stat().st_size
     run = start(client, "backfill", coins=["BTC"], data=str(tmp_path), **LONG)
-    until(lambda: len(fleet.upstream.options.ledger) > first + 8, "some have been answered")
-    asked_at = time.monotonic()
+    until(lambda: len(ledger) > first + 8, "some have been answered")
+    answered = ledger[first:]
+    until(lambda: len(ledger) > first + 16, "more have been answered, and those before have arrived")
+    process = find_process(fleet.worker.pid)
     client.set_flow_run_state(run.id, Cancelling())
-    done = ends(client, run, 30)
+    heard, heard_at = len(ledger), time.monotonic()
+    while alive(process):
+        if len(ledger) != heard:
+            heard, heard_at = len(ledger), time.monotonic()
+        assert time.monotonic() - heard_at < 20  # 2 where nothing else runs
+        time.sleep(0.05)
+    check_left(tmp_path, answered)
+    assert "stopped, what had arrived is on disk" in fleet.log.read_bytes()[said:].decode()
+    done = ends(client, run, 120)
     assert done.state is not None
     assert done.state.is_cancelled()
-    assert time.monotonic() - asked_at < 20  # 5 where nothing else runs
-    ledger = fleet.upstream.options.ledger
-    heard = len(ledger)
-    check_left(tmp_path, Options(ledger=ledger[first:]))
     assert len(tasks_of(client, run)) <= 4
-    time.sleep(0.5)
     assert len(ledger) == heard
 
 

@@ -1,6 +1,5 @@
 """``make ui``: one command up, Ctrl-C down, and nothing left of it."""
 
-import os
 import re
 import signal
 import socket
@@ -16,7 +15,7 @@ import pytest
 
 from flows.serve import read_deployments
 from heatpipe.cli import INTERRUPTED
-from tests.flows.conftest import REPOSITORY, Server, program, until
+from tests.flows.conftest import REPOSITORY, Server, alive, program, until
 
 
 def children(process: int) -> set[int]:
@@ -111,11 +110,3 @@ def state_of(browser: httpx.Client, run: str) -> str:
     state = answer(browser.get(f"/api/flow_runs/{run}"))["state"]
     assert state["type"] not in ("FAILED", "CRASHED"), state["message"]
     return str(state["type"])
-
-
-def alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    return True
