@@ -90,7 +90,7 @@ def check_left(root: Path, answered: list[Answered]) -> None:
     """Hold the disk against what was answered before the end: all of it is stored, and nothing else is left."""
     import fcntl
 
-    from heatpipe.model import Series, Spans
+    from heatpipe.model import DAY_S, Series, Spans
     from heatpipe.store import Store
 
     store, series = Store(str(root)), Series("BTC", depth=5)
@@ -102,6 +102,7 @@ def check_left(root: Path, answered: list[Answered]) -> None:
     )
     assert paid
     assert not paid - covered
+    assert any(span.end % DAY_S for span in covered), "the days under way were not written"
     assert list((root / "_tmp").iterdir()) == []
     for lock in (root / "_locks").iterdir():
         descriptor = os.open(lock, os.O_RDWR)
