@@ -18,18 +18,24 @@ what the dice strike, are answers that would have had status 200.
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import gzip
+import io
 import logging
 import math
 import re
 import socket
+import tempfile
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from fractions import Fraction
+from itertools import chain
+from sys import intern
+from typing import BinaryIO, cast
 
 import numpy as np
 import orjson
@@ -48,15 +54,17 @@ from heatpipe.sandbox.faults import (
     HANG,
     KEY,
     RESET,
+    Damage,
     Delivery,
     Document,
     Mischief,
     Refusal,
     Rule,
     Strike,
+    Text,
 )
-from heatpipe.sandbox.market import INCLUDED_DEPTH, Market, Points
-from heatpipe.sandbox.wire import BadlySent, Protocol
+from heatpipe.sandbox.market import CHUNK_POINTS, INCLUDED_DEPTH, Market, Points
+from heatpipe.sandbox.wire import BadlySent, Protocol, Written
 
 logger = logging.getLogger(__name__)
 
@@ -95,6 +103,19 @@ PARAMETERS = frozenset(
 UNKNOWN_COIN = re.compile(r"(UNKNOWN|NOPE).*|.*[\x00-\x1f\x7f].*|", re.DOTALL)
 
 GZIP_LEVEL = 1
+
+# What keeps the memory bounded however long the sandbox serves, and whoever reads slowly.
+LEDGER_BYTES = 32 << 20
+"""Some 20,000 requests."""
+ENTRY_BYTES = 700
+PARAMETER_BYTES = 100
+BODY_BYTES = 1 << 20
+"""A body that is larger waits for its reader in a temporary file."""
+MAKERS = 8
+"""So many bodies are made at a time."""
+M_MMAP_THRESHOLD = -3
+M_ARENA_MAX = -8
+"""As in glibc's malloc.h."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +191,9 @@ class Options:
     seed : int
         Of the dice; the market has its own.
     ledger : list of Answered
-        Every request answered, in order; also at ``app.state.ledger``.
+        Every request answered, in order; also at ``app.state.ledger``. Where it is full, the older half goes.
+    ledger_bytes : int
+        About what the ledger takes at most.
     """
 
     market: Market = field(default_factory=Market)
@@ -185,6 +208,7 @@ class Options:
     chaos: float = 0.0
     seed: int = 0
     ledger: list[Answered] = field(default_factory=list, compare=False)
+    ledger_bytes: int = LEDGER_BYTES
 
     def __post_init__(self) -> None:
         if not 0 <= self.chaos <= 1:
@@ -259,9 +283,19 @@ def run(options: Options, port: int, *, on_start: Callable[[str], None] = lambda
     OSError
         The port is taken.
     """
+    _keep_memory_small()
     # Stopped by a signal, uvicorn shuts down in order and then raises that signal again.
     with _listen(port) as listener, suppress(KeyboardInterrupt):
         _server(options, lambda: on_start(_url(listener))).run(sockets=[listener])
+
+
+def _keep_memory_small() -> None:
+    """Let all threads of this process share one heap, and give large arrays back: else each thread keeps its own."""
+    pa.set_memory_pool(pa.system_memory_pool())
+    with suppress(AttributeError, OSError):  # another C library than glibc
+        tune = ctypes.CDLL(None).mallopt
+        tune(M_ARENA_MAX, 1)
+        tune(M_MMAP_THRESHOLD, BODY_BYTES)
 
 
 def _listen(port: int) -> socket.socket:
@@ -299,7 +333,7 @@ def _server(options: Options, on_start: Callable[[], None] = lambda: None) -> uv
 @dataclass(frozen=True, slots=True)
 class _Answer:
     status: int
-    body: bytes
+    body: BinaryIO
     headers: Mapping[str, str] = field(default_factory=dict)
     weight: int = 0
     fault: str = ""
@@ -324,6 +358,9 @@ class _Service:
         self._options = options
         self._mischief = Mischief(options.faults, options.chaos, options.seed)
         self._buckets = {key: _Bucket(tier, options.clock) for key, tier in options.keys.items()}
+        self._makers = asyncio.Semaphore(MAKERS)
+        self._damaged = asyncio.Semaphore(1)
+        self._noted_bytes = 0
 
     async def points(self, request: Request) -> Response:
         strike = self._mischief.by_rule(request.query_params)
@@ -331,7 +368,7 @@ class _Service:
             answer = await self._points(request, strike)
         except _RefusedError as refused:
             answer = _refusal(refused)
-        await asyncio.sleep(self._options.latency_s)
+            await asyncio.sleep(self._options.latency_s)
         return self._send(request, answer)
 
     async def usage(self, request: Request) -> Response:
@@ -342,7 +379,7 @@ class _Service:
         tier = self._options.keys[key]
         quota = {"tier": tier.name, "weight_per_minute": tier.weight_per_minute, "burst": tier.burst}
         available = math.floor(self._buckets[key].level())
-        return self._send(request, _Answer(200, orjson.dumps({**quota, "available": available})))
+        return self._send(request, _Answer(200, _json({**quota, "available": available})))
 
     async def no_such_route(self, request: Request, exc: Exception) -> Response:
         assert isinstance(exc, HTTPException)
@@ -371,7 +408,11 @@ class _Service:
         self._mischief.answered(request.query_params)
         published_s = math.floor((now - self._options.settle_s) / query.interval_s) * query.interval_s
         compress = _accepts_gzip(request.headers.get("Accept-Encoding", ""))
-        body, fault = await run_in_threadpool(_body, self._options.market, query, published_s, compress, key, strike)
+        await asyncio.sleep(self._options.latency_s)  # before the body is there: nobody waits with one in hand
+        async with self._damaged if strike and isinstance(strike.fault, Damage) else nullcontext(), self._makers:
+            body, fault = await run_in_threadpool(
+                _body, self._options.market, query, published_s, compress, key, strike
+            )
         headers = {"Vary": "Accept-Encoding"} | ({"Content-Encoding": "gzip"} if compress else {})
         if strike is not None and strike.fault == ECHO_KEY_ENCODING:
             headers["Content-Encoding"] = key
@@ -380,7 +421,9 @@ class _Service:
     def _refusal_on_purpose(self, fault: Refusal, request: Request) -> _Answer:
         key = request.headers.get(KEY_HEADER, "")
         if fault.html:
-            return _Answer(fault.status, fault.html.encode(), {"Content-Type": "text/html"}, fault=fault.name)
+            return _Answer(
+                fault.status, io.BytesIO(fault.html.encode()), {"Content-Type": "text/html"}, fault=fault.name
+            )
         error, message = (text.replace(KEY, key) for text in (fault.error, fault.message))
         named_s = None if fault.as_date else fault.retry_after_s
         answer = _refusal(_RefusedError(fault.status, error, message, named_s))
@@ -399,21 +442,39 @@ class _Service:
         """Every answer leaves through here."""
         delivery = answer.strike.fault if answer.strike and isinstance(answer.strike.fault, Delivery) else None
         status = 0 if delivery and delivery.name in (RESET.name, HANG.name) else answer.status
-        self._options.ledger.append(
-            Answered(status, answer.weight, request.url.path, dict(request.query_params), answer.fault)
-        )
+        self._note(status, answer, request)
         date = formatdate(self._options.clock(), usegmt=True)
         headers = {"Date": date, "Content-Type": "application/json", **answer.headers}
-        response = Response(answer.body, answer.status, headers)
-        return BadlySent(response, delivery, answer.strike.place) if delivery and answer.strike else response
+        if delivery and answer.strike:
+            return BadlySent(answer.body, answer.status, headers, delivery, answer.strike.place)
+        return Written(answer.body, answer.status, headers)
+
+    def _note(self, status: int, answer: _Answer, request: Request) -> None:
+        """Write a request into the ledger; forget the older half of one that has grown too large."""
+        params = {intern(name): value for name, value in request.query_params.items()}
+        ledger = self._options.ledger
+        ledger.append(Answered(status, answer.weight, intern(request.url.path), params, answer.fault))
+        self._noted_bytes += _size(ledger[-1])
+        while self._noted_bytes > self._options.ledger_bytes and len(ledger) > 1:
+            del ledger[: len(ledger) // 2]
+            self._noted_bytes = sum(map(_size, ledger))
+
+
+def _size(entry: Answered) -> int:
+    """About how many bytes of memory an entry of the ledger takes."""
+    return ENTRY_BYTES + sum(PARAMETER_BYTES + len(name) + len(value) for name, value in entry.params.items())
+
+
+def _json(document: Mapping[str, object]) -> BinaryIO:
+    return io.BytesIO(orjson.dumps(document))
 
 
 def _refusal(refused: _RefusedError) -> _Answer:
     body: dict[str, object] = {"error": refused.error, "message": refused.message}
     if refused.retry_after_s is None:
-        return _Answer(refused.status, orjson.dumps(body))
+        return _Answer(refused.status, _json(body))
     body["retry_after"] = refused.retry_after_s
-    return _Answer(refused.status, orjson.dumps(body), {"Retry-After": str(refused.retry_after_s)})
+    return _Answer(refused.status, _json(body), {"Retry-After": str(refused.retry_after_s)})
 
 
 def _accepts_gzip(accepted: str) -> bool:
@@ -555,27 +616,78 @@ class _Bucket:
 
 def _body(
     market: Market, query: _Query, published_s: int, compress: bool, key: str, strike: Strike | None
-) -> tuple[bytes, str]:
-    """Return the body, and the name of the fault that is in it or in how it will be sent."""
+) -> tuple[BinaryIO, str]:
+    """Return the body, and the name of the fault that is in it or in how it will be sent.
+
+    It is made cut by cut. A damage alone looks at all snapshots; else no more than a cut of them is in memory.
+    """
     end_s = min(query.start_s + query.period_s, published_s)
-    points = market.snapshots(query.coin, query.interval_s, query.start_s, end_s, depth=query.depth, usd=query.usd)
-    document = _document(query, points, key)
-    text, fault = strike.harm(document) if strike else (document.text(), "")
-    return (gzip.compress(text, GZIP_LEVEL, mtime=0) if compress else text), fault
+    starts = range(query.start_s, end_s, CHUNK_POINTS * query.interval_s)
+    cuts = (
+        market.snapshots(
+            *(query.coin, query.interval_s, start_s, min(start_s + CHUNK_POINTS * query.interval_s, end_s)),
+            depth=query.depth,
+            usd=query.usd,
+        )
+        for start_s in (reversed(starts) if query.descending else starts)
+    )
+    if strike and isinstance(strike.fault, Damage):
+        text, fault = strike.harm(_document(query, cuts, key))
+    else:
+        text, fault = _honest(query, cuts), strike.fault.name if strike else ""
+    return _written(text, compress), fault
 
 
-def _document(query: _Query, points: Points, key: str) -> Document:
+class _File(tempfile.SpooledTemporaryFile[bytes]):
+    """A file that goes with its last user: a request may be cancelled before anybody has the answer in hand."""
+
+    def __del__(self) -> None:
+        self.close()
+
+
+def _written(text: Text, compress: bool) -> BinaryIO:
+    """Write a text down where it takes no memory; read it from its start."""
+    body = cast("BinaryIO", _File(BODY_BYTES))
+    packer = gzip.GzipFile("", "wb", GZIP_LEVEL, body, mtime=0) if compress else nullcontext(body)
+    with packer as file:
+        for piece in text:
+            file.write(piece)
+    body.seek(0)
+    return body
+
+
+def _honest(query: _Query, cuts: Iterator[Points]) -> Text:
+    """Write down cut by cut what `_document` would write."""
+    frame = _document(query, [])
+    texts = chain.from_iterable(_snapshots(query, points) for points in cuts)
+    first = next(texts, None)
+    return frame.text() if first is None else frame.write(chain((first,), texts))
+
+
+def _document(query: _Query, cuts: Iterable[Points], key: str = "") -> Document:
     """Write the snapshots as the vendor does; numbers in their shortest form."""
     order = slice(None, None, -1 if query.descending else 1)
+    stamps_us: list[int] = []
+    levels: list[int] = []
+    snapshots: list[str] = []
+    for points in cuts:
+        stamps_us += points.timestamp_us.tolist()[order]
+        levels += points.levels.tolist()[order]
+        snapshots += _snapshots(query, points)
     return Document(
         identity={"type": DATA_TYPE, "interval": query.interval, "coin": query.coin},
         form="flat_points" if query.flatten else "points",
-        stamps_us=points.timestamp_us.tolist()[order],
-        levels=points.levels.tolist()[order],
-        snapshots=(_flat(points) if query.flatten else _nested(points))[order],
+        stamps_us=stamps_us,
+        levels=levels,
+        snapshots=snapshots,
         span_us=(query.start_s * 1_000_000, (query.start_s + query.period_s) * 1_000_000),
         key=key,
     )
+
+
+def _snapshots(query: _Query, points: Points) -> list[str]:
+    """Each snapshot as text, in the order of the answer."""
+    return (_flat(points) if query.flatten else _nested(points))[:: -1 if query.descending else 1]
 
 
 def _flat(points: Points) -> list[str]:

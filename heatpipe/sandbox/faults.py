@@ -17,10 +17,11 @@ None of the dice leaves an interval out, and none makes up a level that would pa
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
+from itertools import chain
 from typing import Final, TypeAlias
 
 import orjson
@@ -33,6 +34,9 @@ DICE_WAIT_S: Final = 5.0
 """How long a hang or a drip by dice lasts."""
 NESTED_POINT: Final = '{"Point":{"timestamp":{"s":1774800000},"levels":[66210,0.07923]}}'
 """One of the standard form's."""
+NOTHING: Final = b'{"series":[]}'
+ROLLS_KEPT: Final = 1 << 15
+"""Of so many different requests the dice know how often each was rolled for; which came longest ago is forgotten."""
 EARLIEST_US: Final = 10**14
 """Spans before this (March 1973) are not damaged: a volume, or a stamp in seconds, could pass for a time there."""
 CONTROL_TEXT: Final = "\x1b[31mred\x1b[0m \x1b]0;title\x07 \x9b2J \r\nsecond line \u202eright to left \u2028third"
@@ -97,10 +101,12 @@ class Damage:
     """
 
     name: str
-    harm: Callable[[Document, Place], bytes | None]
+    harm: Callable[[Document, Place], Text | None]
 
 
 Fault: TypeAlias = Refusal | Delivery | Damage
+Text: TypeAlias = Iterable[bytes]
+"""A document as it is written down, piece by piece: an answer of 100 MB never stands in memory as a whole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,18 +137,21 @@ class Document:
     span_us: tuple[int, int]
     key: str = ""
 
-    def text(self) -> bytes:
+    def text(self) -> Text:
         """Write it down; without snapshots, without a series."""
-        return self.write(self.snapshots) if self.snapshots else b'{"series":[]}'
+        return self.write(self.snapshots) if self.snapshots else (NOTHING,)
 
-    def write(self, snapshots: Sequence[str], form: str = "", **identity: str) -> bytes:
+    def write(self, snapshots: Iterable[str], form: str = "", **identity: str) -> Text:
         """Write other snapshots, or another ``id``, into its form or another one."""
-        return b'{"series":[' + self.series(snapshots, form, **identity) + b"]}"
+        return chain((b'{"series":[',), self.series(snapshots, form, **identity), (b"]}",))
 
-    def series(self, snapshots: Sequence[str], form: str = "", **identity: str) -> bytes:
+    def series(self, snapshots: Iterable[str], form: str = "", **identity: str) -> Text:
         """Write one series."""
         written = orjson.dumps({**self.identity, **identity}).decode()
-        return f'{{"id":{written},"{form or self.form}":[{",".join(snapshots)}]}}'.encode()
+        yield f'{{"id":{written},"{form or self.form}":['.encode()
+        for number, snapshot in enumerate(snapshots):
+            yield (f",{snapshot}" if number else snapshot).encode()
+        yield b"]}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,9 +173,9 @@ class Place:
         """Choose one of some things."""
         return things[int(self.where * len(things))]
 
-    def cut(self, text: bytes) -> bytes:
-        """Cut a text short: something is left, and something is missing."""
-        return text[: 1 + int(self.where * (len(text) - 1))]
+    def cut(self, size_bytes: int) -> int:
+        """Cut a text short: return how many bytes are left; something is, and something is missing."""
+        return 1 + int(self.where * (size_bytes - 1))
 
     def snapshot(self, document: Document, levels: int = 0) -> int | None:
         """Choose a snapshot with at least so many levels."""
@@ -221,25 +230,25 @@ ECHO_KEY_ENCODING = Delivery("key encoding")
 # --- damages: the document as a whole -----------------------------------------------------------------------------
 
 
-def _not_the_asked(document: Document, name: str, *others: str) -> bytes | None:
+def _not_the_asked(document: Document, name: str, *others: str) -> Text | None:
     """Answer for something else, where there is an answer at all."""
     if not document.snapshots:
         return None
     return document.write(document.snapshots, **{name: next(o for o in others if o != document.identity[name])})
 
 
-def _two_series(document: Document, _: Place) -> bytes | None:
-    series = document.series(document.snapshots)
-    return b'{"series":[' + series + b"," + series + b"]}"
+def _two_series(document: Document, _: Place) -> Text | None:
+    first, second = (document.series(document.snapshots) for _ in range(2))
+    return chain((b'{"series":[',), first, (b",",), second, (b"]}",))
 
 
-def _an_earlier_span(document: Document, _: Place) -> bytes | None:
+def _an_earlier_span(document: Document, _: Place) -> Text | None:
     """Answer for the span before: later would do for a reader who drops what is stamped at the end."""
     start_us, end_us = document.span_us
     if not _can_be_told(document):
         return None
     stamps = [stamp_us - (end_us - start_us) for stamp_us in document.stamps_us]
-    return document.write([_stamped(text, stamp) for text, stamp in zip(document.snapshots, stamps, strict=True)])
+    return document.write(_stamped(text, stamp) for text, stamp in zip(document.snapshots, stamps, strict=True))
 
 
 def _stamped(text: str, stamp_us: int) -> str:
@@ -251,9 +260,23 @@ def _can_be_told(document: Document) -> bool:
     return document.form == "flat_points" and bool(document.snapshots) and document.span_us[0] >= EARLIEST_US
 
 
-JSON_CUT = Damage("json cut", lambda document, place: place.cut(document.text()))
-OTHER_ENVELOPE = Damage("other envelope", lambda *_: b'{"data":[],"status":"ok"}')
-HTML = Damage("html under 200", lambda *_: b"<html><body>Down for maintenance</body></html>")
+def _cut(document: Document, place: Place) -> Text | None:
+    left = place.cut(sum(map(len, document.text())))
+    return _first(left, document.text())
+
+
+def _first(size_bytes: int, text: Text) -> Iterator[bytes]:
+    """Give a text as far as so many bytes."""
+    for piece in text:
+        yield piece[:size_bytes]
+        size_bytes -= len(piece)
+        if size_bytes <= 0:
+            return
+
+
+JSON_CUT = Damage("json cut", _cut)
+OTHER_ENVELOPE = Damage("other envelope", lambda *_: (b'{"data":[],"status":"ok"}',))
+HTML = Damage("html under 200", lambda *_: (b"<html><body>Down for maintenance</body></html>",))
 NOT_FLATTENED = Damage("not flattened", lambda document, _: document.write([NESTED_POINT], form="points"))
 TWO_SERIES = Damage("two series", _two_series)
 OTHER_COIN = Damage("other coin", lambda document, _: _not_the_asked(document, "coin", "ETH", "BTC"))
@@ -271,7 +294,7 @@ Edit: TypeAlias = Callable[[list[str], Place], None]
 def _in_one(name: str, edit: Edit, levels: int = 0) -> Damage:
     """Change the numbers of one snapshot, of those with enough levels."""
 
-    def harm(document: Document, place: Place) -> bytes | None:
+    def harm(document: Document, place: Place) -> Text | None:
         chosen = place.snapshot(document, levels)
         if chosen is None or not _can_be_told(document):
             return None
@@ -328,11 +351,11 @@ def _nest(numbers: list[str], _: Place) -> None:
     numbers[:] = ["[" + ",".join(numbers) + "]"]
 
 
-def _lone_value(document: Document, _: Place) -> bytes | None:
+def _lone_value(document: Document, _: Place) -> Text | None:
     return document.write([*document.snapshots, "1"]) if _can_be_told(document) else None
 
 
-def _other_repeat(document: Document, place: Place) -> bytes | None:
+def _other_repeat(document: Document, place: Place) -> Text | None:
     """Give one snapshot twice, one of them with a level that the other has not."""
     chosen = place.snapshot(document, 1)
     if chosen is None or not _can_be_told(document):
@@ -368,7 +391,7 @@ LONE_VALUE = Damage("lone value", _lone_value)
 OTHER_REPEAT = Damage("other repeat", _other_repeat)
 
 
-def _key_among_the_numbers(document: Document, _: Place) -> bytes | None:
+def _key_among_the_numbers(document: Document, _: Place) -> Text | None:
     return document.write([*document.snapshots, orjson.dumps(document.key).decode()])
 
 
@@ -378,14 +401,14 @@ ECHO_KEY_NUMBERS = Damage("key numbers", _key_among_the_numbers)
 # --- what is legal ------------------------------------------------------------------------------------------------
 
 
-def _repeated(document: Document, place: Place) -> bytes | None:
+def _repeated(document: Document, place: Place) -> Text | None:
     chosen = place.snapshot(document)
     if chosen is None:
         return None
     return document.write([*document.snapshots, document.snapshots[chosen]])
 
 
-def _out_of_order(document: Document, place: Place) -> bytes | None:
+def _out_of_order(document: Document, place: Place) -> Text | None:
     """Turn the answer, as a belt that was stopped somewhere: no two neighbours tell which came first."""
     if len(document.snapshots) < 2:
         return None
@@ -393,14 +416,14 @@ def _out_of_order(document: Document, place: Place) -> bytes | None:
     return document.write([*document.snapshots[at:], *document.snapshots[:at]])
 
 
-def _one_at_the_end(document: Document, _: Place) -> bytes | None:
+def _one_at_the_end(document: Document, _: Place) -> Text | None:
     """Add a snapshot stamped exactly at the window's end: not asked for, so its levels are another's."""
     if not document.snapshots or document.form != "flat_points":
         return None
     return document.write([*document.snapshots, _stamped(document.snapshots[0], document.span_us[1])])
 
 
-def _left_out(document: Document, place: Place) -> bytes | None:
+def _left_out(document: Document, place: Place) -> Text | None:
     chosen = place.snapshot(document)
     if chosen is None:
         return None
@@ -418,11 +441,11 @@ ONE_AT_THE_END = Damage("one at the end", _one_at_the_end)
 LEFT_OUT = Damage("left out", _left_out)
 NO_LEVELS = _in_one("no levels", _without_levels)
 EMPTY_SERIES = Damage("empty series", lambda document, _: document.write([]))
-NO_SERIES = Damage("no series", lambda *_: b'{"series":[]}')
-NULL_SERIES = Damage("null series", lambda *_: b'{"series":null}')
-NULL_POINTS = Damage("null points", lambda document, _: document.write([]).replace(b'":[]}]', b'":null}]'))
+NO_SERIES = Damage("no series", lambda *_: (NOTHING,))
+NULL_SERIES = Damage("null series", lambda *_: (b'{"series":null}',))
+NULL_POINTS = Damage("null points", lambda document, _: (b"".join(document.write([])).replace(b'":[]}]', b'":null}]'),))
 NO_POINTS = Damage(
-    "no flat_points", lambda document, _: b'{"series":[{"id":' + orjson.dumps(dict(document.identity)) + b"}]}"
+    "no flat_points", lambda document, _: (b'{"series":[{"id":', orjson.dumps(dict(document.identity)), b"}]}")
 )
 
 
@@ -571,12 +594,12 @@ class Strike:
     place: Place
     always: bool = False
 
-    def harm(self, document: Document) -> tuple[bytes, str]:
+    def harm(self, document: Document) -> tuple[Text, str]:
         """Write the document as it leaves the server.
 
         Returns
         -------
-        bytes
+        iterable of bytes
             The text.
         str
             The name of the fault; empty if there was nothing to harm.
@@ -601,7 +624,8 @@ class Mischief:
         Probability that an answer is damaged by dice.
     seed : int
         Of the dice. What they show is a function of it, of the request's parameters, and of how often this very
-        request was rolled for: neither the order of other requests nor their number changes it.
+        request was rolled for: neither the order of other requests nor their number changes it, as long as fewer than
+        `ROLLS_KEPT` others come between.
     """
 
     def __init__(self, rules: Sequence[Rule] = (), chaos: float = 0.0, seed: int = 0) -> None:
@@ -610,7 +634,7 @@ class Mischief:
         self._seed = seed
         self._arrived = 0
         self._struck: Counter[int] = Counter()
-        self._rolled: Counter[bytes] = Counter()
+        self._rolled: OrderedDict[bytes, int] = OrderedDict()
 
     def by_rule(self, params: Mapping[str, str]) -> Strike | None:
         """Note that a request has arrived; return what the rules have for it."""
@@ -625,7 +649,7 @@ class Mischief:
     def by_dice(self, params: Mapping[str, str]) -> Strike | None:
         """Return what the dice have for a request; the same until it is `answered`."""
         request = _name(params)
-        rolled = blake2b(b"%d %d " % (self._seed, self._rolled[request]) + request, digest_size=24).digest()
+        rolled = blake2b(b"%d %d " % (self._seed, self._rolled.get(request, 0)) + request, digest_size=24).digest()
         strikes, which, where = (int.from_bytes(rolled[at : at + 8]) / 2**64 for at in (0, 8, 16))
         if strikes >= self._chaos:
             return None
@@ -634,7 +658,12 @@ class Mischief:
 
     def answered(self, params: Mapping[str, str]) -> None:
         """Roll anew when this very request comes again."""
-        self._rolled[_name(params)] += 1
+        if not self._chaos:
+            return
+        request = _name(params)
+        self._rolled[request] = self._rolled.pop(request, 0) + 1
+        if len(self._rolled) > ROLLS_KEPT:
+            self._rolled.popitem(last=False)
 
 
 def _name(params: Mapping[str, str]) -> bytes:

@@ -18,6 +18,7 @@ no further.
 from __future__ import annotations
 
 import hashlib
+import threading
 from dataclasses import dataclass
 from functools import lru_cache
 from statistics import NormalDist
@@ -36,6 +37,11 @@ INCLUDED_DEPTH = 1500
 
 # As many points as keep the matrix points x grid steps in a few megabytes, near the processor.
 CHUNK_POINTS = 256
+# That matrix is the largest thing here: however many ask, there is one.
+_ONE_MATRIX = threading.Lock()
+# What windows next to each other share, and no more: a block is up to 150 kB, a day of the path 60 kB.
+BLOCKS_KEPT = 128
+DAYS_KEPT = 128
 # One snapshot in so many has no levels; with gaps, one interval in so many is left out, and a run in so many stretches.
 EMPTY_ONE_IN = 3000
 GAP_ONE_IN = 1500
@@ -215,6 +221,13 @@ class _Levels:
 
 def _chunk(seed: int, coin: str, minutes: Ints, depth: int) -> _Levels:
     """Add up the positions that stand at each of some minutes, cut to the depth."""
+    with _ONE_MATRIX:
+        everything = _added_up(seed, coin, minutes)
+        price = _prices(seed, coin, minutes) if everything.levels.max() > depth else None
+    return everything if price is None else _nearest(everything, depth, price)
+
+
+def _added_up(seed: int, coin: str, minutes: Ints) -> _Levels:
     book = _standing(seed, coin, minutes)
     lowest = int(book.tick.min())
     width = int(book.tick.max()) - lowest + 1
@@ -223,13 +236,13 @@ def _chunk(seed: int, coin: str, minutes: Ints, depth: int) -> _Levels:
     column = book.tick - lowest
     np.add.at(change, np.searchsorted(minutes, book.opened) * width + column, book.size)
     np.add.at(change, np.searchsorted(minutes, book.closed) * width + column, -book.size)
-    stock = np.cumsum(change.reshape(-1, width)[:-1], axis=0)
+    stock = change.reshape(-1, width)[:-1]
+    np.cumsum(stock, axis=0, out=stock)
     stock[_empty(seed, coin, minutes)] = 0
     cells = np.flatnonzero(stock)
     point, tick = np.divmod(cells, width)
     levels = np.bincount(point, minlength=len(minutes))
-    everything = _Levels(levels, tick + lowest, stock.ravel()[cells])
-    return _nearest(everything, depth, _prices(seed, coin, minutes)) if levels.max() > depth else everything
+    return _Levels(levels, tick + lowest, stock.ravel()[cells])
 
 
 def _nearest(book: _Levels, depth: int, price: Floats) -> _Levels:
@@ -358,7 +371,7 @@ def _blocks_reaching(minutes: Ints, block: int, life: int) -> Ints:
     return np.unique((minutes[:, np.newaxis] - back) // block)
 
 
-@lru_cache(maxsize=512)
+@lru_cache(maxsize=BLOCKS_KEPT)
 def _opened_in(seed: int, coin: str, habit: Habit, block: int) -> _Positions:
     """Open one block of the fixed grid: its positions, with the minute in which each ends."""
     listing = listing_of(coin)
@@ -472,7 +485,7 @@ def _path(seed: int, coin: str, start: int, end: int) -> _Path:
     )
 
 
-@lru_cache(maxsize=512)
+@lru_cache(maxsize=DAYS_KEPT)
 def _path_of_day(seed: int, coin: str, day: int) -> _Path:
     """One day of the path: 1,440 minutes, and the one before for the first minute's range."""
     listing = listing_of(coin)

@@ -7,8 +7,9 @@ import gzip
 import socket
 import struct
 import zlib
-from collections.abc import Iterator
-from typing import cast
+from collections.abc import Iterator, Mapping
+from io import SEEK_END
+from typing import BinaryIO, cast
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -17,6 +18,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from heatpipe.sandbox.faults import Delivery, Place
 
 BLOCK_BYTES = 1 << 20
+PIECE_BYTES = 1 << 18
 DRIP_BYTES = 4
 UNASKED = b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 13\r\n\r\n{"series":[]}'
 
@@ -30,12 +32,47 @@ class Protocol(H11Protocol):
         self.app_state = {**self.app_state, "transport": transport}
 
 
-class BadlySent(Response):
+class Written(Response):
+    """An answer whose body is in a file: while it waits for its reader, one piece of it is in memory.
+
+    Parameters
+    ----------
+    body : BinaryIO
+        At its start; closed when the answer is sent.
+    """
+
+    def __init__(self, body: BinaryIO, status: int, headers: Mapping[str, str]) -> None:
+        self._body = body
+        self._size_bytes = body.seek(0, SEEK_END)
+        body.seek(0)
+        super().__init__(None, status, {"Content-Length": str(self._size_bytes), **headers})
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - the server's call
+        """Send it, as fast as it is read."""
+        with self._body:
+            await self._start(send, self._size_bytes)
+            await self._copy(send, self._size_bytes)
+            await send({"type": "http.response.body", "body": b""})
+
+    async def _start(self, send: Send, size_bytes: int | None) -> None:
+        headers = [(name, value) for name, value in self.raw_headers if name != b"content-length"]
+        if size_bytes is not None:
+            headers.append((b"content-length", str(size_bytes).encode()))
+        await send({"type": "http.response.start", "status": self.status_code, "headers": headers})
+
+    async def _copy(self, send: Send, size_bytes: int) -> None:
+        """Send so many bytes of the body, and leave the answer open."""
+        while size_bytes and (piece := self._body.read(min(PIECE_BYTES, size_bytes))):
+            size_bytes -= len(piece)
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+
+
+class BadlySent(Written):
     """An answer that does not arrive as it should.
 
     Parameters
     ----------
-    answer : Response
+    body : BinaryIO
         As it would be sent.
     delivery : Delivery
         How it is sent.
@@ -43,14 +80,19 @@ class BadlySent(Response):
         How far it gets.
     """
 
-    def __init__(self, answer: Response, delivery: Delivery, place: Place) -> None:
-        self._data = bytes(answer.body)
-        super().__init__(self._data, answer.status_code, dict(answer.headers))
+    def __init__(
+        self, body: BinaryIO, status: int, headers: Mapping[str, str], delivery: Delivery, place: Place
+    ) -> None:
+        super().__init__(body, status, headers)
         self._delivery = delivery
         self._place = place
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send it, as far as it is sent at all."""
+        with self._body:
+            await self._misbehave(scope, receive, send)
+
+    async def _misbehave(self, scope: Scope, receive: Receive, send: Send) -> None:
         transport = cast("asyncio.Transport", scope["state"]["transport"])
         match self._delivery.name:
             case "reset":
@@ -59,23 +101,24 @@ class BadlySent(Response):
                 await _hung_up(receive, self._delivery.for_s)
                 transport.close()
             case "cut":
-                await self._start(send, str(len(self._data)))
-                await send({"type": "http.response.body", "body": self._place.cut(self._data), "more_body": True})
+                await self._start(send, self._size_bytes)
+                await self._copy(send, self._place.cut(self._size_bytes))
                 transport.close()
             case "drip":
                 await self._drip(receive, send)
                 return
             case "gzip cut":
-                short = self._place.cut(self._data)
-                await self._start(send, str(len(short)))
-                await send({"type": "http.response.body", "body": short})
+                short = self._place.cut(self._size_bytes)
+                await self._start(send, short)
+                await self._copy(send, short)
+                await send({"type": "http.response.body", "body": b""})
                 return
             case "bomb":
                 await self._swell(transport, send)
                 return
             case "left over":
-                await self._start(send, str(len(self._data)))
-                await send({"type": "http.response.body", "body": self._data, "more_body": True})
+                await self._start(send, self._size_bytes)
+                await self._copy(send, self._size_bytes)
                 transport.write(UNASKED)
                 transport.close()
             case "key encoding":
@@ -86,29 +129,24 @@ class BadlySent(Response):
         # The server takes the application's return for its answer's end: not before the connection is gone.
         await _hung_up(receive, None)
 
-    async def _start(self, send: Send, length: str | None) -> None:
-        headers = [(name, value) for name, value in self.raw_headers if name != b"content-length"]
-        if length is not None:
-            headers.append((b"content-length", length.encode()))
-        await send({"type": "http.response.start", "status": self.status_code, "headers": headers})
-
     async def _drip(self, receive: Receive, send: Send) -> None:
         """Send a few bytes every while, and in the end the rest at once."""
-        await self._start(send, str(len(self._data)))
-        bits = max(0, (len(self._data) - 1) // DRIP_BYTES)
+        await self._start(send, self._size_bytes)
+        bits = max(0, (self._size_bytes - 1) // DRIP_BYTES)
         if self._delivery.for_s < bits * self._delivery.pause_s:
             bits = int(self._delivery.for_s / self._delivery.pause_s)
-        for bit in range(bits):
-            data = self._data[bit * DRIP_BYTES : (bit + 1) * DRIP_BYTES]
-            await send({"type": "http.response.body", "body": data, "more_body": True})
+        for _ in range(bits):
+            await self._copy(send, DRIP_BYTES)
             if await _hung_up(receive, self._delivery.pause_s):
                 return
-        await send({"type": "http.response.body", "body": self._data[bits * DRIP_BYTES :]})
+        await self._copy(send, self._size_bytes)
+        await send({"type": "http.response.body", "body": b""})
 
     async def _swell(self, transport: asyncio.Transport, send: Send) -> None:
         await self._start(send, None)
         packed = self.headers.get("Content-Encoding") == "gzip"
-        text = gzip.decompress(self._data) if packed else self._data
+        data = self._body.read()
+        text = gzip.decompress(data) if packed else data
         for piece in _bomb(text, self._delivery.size_bytes) if packed else _padded(text, self._delivery.size_bytes):
             if transport.is_closing():
                 return

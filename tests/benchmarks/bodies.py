@@ -143,7 +143,7 @@ def _make_window(lot: Lot, folder: Path, span: Span) -> tuple[str, dict[str, str
     query = app._Query(
         lot.coins[0], "MINUTE", span.start, span.seconds, 1500, flatten=True, usd=False, descending=False
     )
-    text = app._document(query, points, "").text()
+    text = b"".join(app._document(query, [points]).text())
     numbers = text.removeprefix(_head(lot.coins[0]))
     assert len(numbers) < len(text)
     deflate = zlib.compressobj(app.GZIP_LEVEL, wbits=-zlib.MAX_WBITS)

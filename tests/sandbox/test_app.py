@@ -3,15 +3,19 @@
 import json
 import logging
 import math
+import re
 import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
+from pathlib import Path
+from urllib.parse import urlencode
 
 import httpx
 import pytest
@@ -19,7 +23,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from heatpipe.sandbox import Market, Options, Points, Tier, serve
-from heatpipe.sandbox.app import ENTERPRISE, _accepts_gzip, _Bucket, _Query, _RefusedError
+from heatpipe.sandbox.app import ENTERPRISE, _accepts_gzip, _Bucket, _document, _Query, _RefusedError
+from heatpipe.sandbox.market import COINS
 
 NOW_S = 1_774_803_630.0  # 30 s into a minute
 MINUTE_S = int(NOW_S) - 30
@@ -411,6 +416,68 @@ def test_the_ledger_has_every_request_answered() -> None:
             (404, 0, "/nowhere"),
         ]
         assert ledger[0].params == FORM | SPAN
+
+
+def test_the_ledger_forgets_its_older_half_when_it_is_full() -> None:
+    with sandbox_with(ledger_bytes=20_000, keys={"sandbox-key": Tier("advanced", 10**6, 10**6)}) as sandbox:
+        ledger = sandbox.options.ledger
+        for number in range(60):
+            sandbox.get(**FORM | SPAN | {"coin": f"C{number}", "period": "60"})
+            assert ledger[-1].params["coin"] == f"C{number}"
+        assert 6 < len(ledger) < 20
+        assert [line.params["coin"] for line in ledger] == [f"C{number}" for number in range(60)][-len(ledger) :]
+        sandbox.get(**FORM | {f"x{number}": "y" * 50 for number in range(400)})
+        assert len(ledger) == 1, "one that is larger than all"
+
+
+@pytest.mark.parametrize("more", [{}, {"sortDirection": "SORT_DIRECTION_DESC"}, {"flatten": "false"}])
+@pytest.mark.parametrize("coding", ["gzip", "identity"])
+def test_an_answer_that_waits_in_a_file_is_the_same_document(
+    sandbox: Sandbox, coding: str, more: dict[str, str]
+) -> None:
+    """600 points are three cuts, and uncompressed 9 MB."""
+    asked = FORM | {"from": str(MINUTE_S - 36_000), "period": "36000"} | more
+    answer = sandbox.http.get(
+        "/v1/points", params=asked, headers={"X-Kiyotaka-Key": "sandbox-key", "Accept-Encoding": coding}
+    )
+    query = _Query(
+        "BTC",
+        "MINUTE",
+        MINUTE_S - 36_000,
+        36_000,
+        1500,
+        "flatten" not in more,
+        usd=False,
+        descending="sortDirection" in more,
+    )
+    points = Market().snapshots("BTC", 60, MINUTE_S - 36_000, MINUTE_S)
+    assert answer.content == b"".join(_document(query, [points]).text())
+    assert answer.headers.get("Content-Encoding", "identity") == coding
+    assert "Transfer-Encoding" not in answer.headers
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
+def test_memory_is_bounded_whatever_is_asked_and_whoever_does_not_read() -> None:
+    """Twelve large windows, four at a time, took 490 MiB; eight readers who do not read wait for as many."""
+    command = [sys.executable, "-m", "heatpipe", "sandbox", "--port", "0", "--burst", "1000000"]
+    asked = FORM | {"period": "60000", "from": str(int(time.time()) - 7 * 86_400)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process, ExitStack() as stack:
+        stack.callback(process.terminate)
+        assert process.stdout
+        url = httpx.URL("".join(re.findall(r"http://[0-9.:]+", process.stdout.readline())))
+        for number in range(8):
+            idle = stack.enter_context(socket.create_connection((url.host, url.port)))
+            query = urlencode(asked | {"coin": f"IDLE{number}"})
+            idle.sendall(f"GET /v1/points?{query} HTTP/1.1\r\nHost: x\r\nX-Kiyotaka-Key: sandbox-key\r\n\r\n".encode())
+        http = stack.enter_context(httpx.Client(base_url=url, headers={"X-Kiyotaka-Key": "sandbox-key"}, timeout=60))
+        coins = [*COINS, *(f"C{number}" for number in range(5))]
+        with ThreadPoolExecutor(4) as threads:
+            sizes = list(
+                threads.map(lambda coin: len(http.get("/v1/points", params=asked | {"coin": coin}).content), coins)
+            )
+        assert min(sizes) > 1_000_000
+        [peak_kib] = re.findall(r"VmHWM:\s+([0-9]+) kB", Path(f"/proc/{process.pid}/status").read_text())
+        assert int(peak_kib) < 300 * 1024
 
 
 def test_answers_are_written_side_by_side() -> None:

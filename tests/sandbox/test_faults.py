@@ -25,7 +25,7 @@ from heatpipe.errors import DecodeError
 from heatpipe.model import Series, Span, Window
 from heatpipe.sandbox import Answered, Market, Options, Tier, faults, serve
 from heatpipe.sandbox.app import DATA_TYPE, INTERVALS_S, _body, _document, _Query
-from heatpipe.sandbox.faults import Damage, Document, Mischief, Place, Refusal, Rule, Strike
+from heatpipe.sandbox.faults import Damage, Document, Mischief, Place, Refusal, Rule, Strike, Text
 from heatpipe.sandbox.wire import BLOCK_BYTES, _bomb
 
 START_S = 1_774_800_000
@@ -107,6 +107,11 @@ def both_read(text: bytes, document: Document) -> Read | None:
     return by_the_page
 
 
+def whole(text: Text | None) -> bytes | None:
+    """Put a text's pieces together."""
+    return None if text is None else b"".join(text)
+
+
 # --- damages ------------------------------------------------------------------------------------------------------
 
 BROKEN = (*faults.BROKEN_VALUES, *faults.BROKEN_DOCUMENTS, faults.JSON_CUT)
@@ -125,7 +130,7 @@ def honest_document(
     query = _Query(coin, interval, start_s, points * step, depth, flatten=True, usd=usd, descending=False)
     market = Market(seed, gaps=True)
     found = market.snapshots(coin, step, start_s, start_s + points * step, depth=depth, usd=usd)
-    return _document(query, found, CANARY)
+    return _document(query, [found], CANARY)
 
 
 MARKETS = [
@@ -168,14 +173,15 @@ WHERE = st.floats(0, 1, exclude_max=True)
 
 def check_damages(document: Document, where: float) -> None:
     """Hold every fault against two readers who know nothing of each other."""
-    honest, place = both_read(document.text(), document), Place(None, where)
+    place, undamaged = Place(None, where), b"".join(document.text())
+    honest = both_read(undamaged, document)
     assert honest is not None
     for fault in BROKEN:
-        text = fault.harm(document, place)
+        text = whole(fault.harm(document, place))
         assert text is None or both_read(text, document) is None, fault.name
     for fault in faults.LEGAL:
-        text = fault.harm(document, place)
-        assert text is None or (text != document.text() and both_read(text, document) == honest), fault.name
+        text = whole(fault.harm(document, place))
+        assert text is None or (text != undamaged and both_read(text, document) == honest), fault.name
 
 
 @settings(max_examples=80, deadline=None)
@@ -196,7 +202,7 @@ def test_dice_always_find_something_to_harm(document: Document, where: float) ->
     for fault in faults.DICE:
         text, name = Strike(fault, Place(None, where), always=True).harm(document)
         assert name in (fault.name, "json cut")
-        assert (text == document.text()) == (not isinstance(fault, Damage)), fault.name
+        assert (whole(text) == whole(document.text())) == (not isinstance(fault, Damage)), fault.name
 
 
 @pytest.mark.parametrize("fault", [fault for fault in BROKEN if fault in faults.BROKEN_VALUES], ids=named)
@@ -218,12 +224,12 @@ def test_the_standard_form_is_told_or_left_alone(fault: Damage) -> None:
 
 def test_an_omission_says_less_and_nothing_else() -> None:
     document = MARKETS[0]
-    honest = both_read(document.text(), document) or {}
+    honest = both_read(b"".join(document.text()), document) or {}
     at = document.stamps_us[3]
     without = {stamp: levels for stamp, levels in honest.items() if stamp != at}
 
     def after(fault: Damage) -> Read | None:
-        text = fault.harm(document, Place(at))
+        text = whole(fault.harm(document, Place(at)))
         assert text is not None
         return both_read(text, document)
 
@@ -239,9 +245,15 @@ def test_a_place_is_the_snapshot_that_is_named_or_none() -> None:
     assert [Place(None, where).snapshot(document) for where in (0, 0.999999)] == [0, len(document.stamps_us) - 1]
 
 
-@given(text=st.binary(min_size=2, max_size=50), where=WHERE)
-def test_a_cut_leaves_something_and_takes_something(text: bytes, where: float) -> None:
-    assert 0 < len(Place(None, where).cut(text)) < len(text)
+@given(size_bytes=st.integers(2, 10**9), where=WHERE)
+def test_a_cut_leaves_something_and_takes_something(size_bytes: int, where: float) -> None:
+    assert 0 < Place(None, where).cut(size_bytes) < size_bytes
+
+
+@given(document=documents(), where=WHERE)
+def test_a_text_is_cut_where_its_place_is(document: Document, where: float) -> None:
+    text, place = b"".join(document.text()), Place(None, where)
+    assert whole(faults.JSON_CUT.harm(document, place)) == text[: place.cut(len(text))]
 
 
 # --- rules and dice -----------------------------------------------------------------------------------------------
@@ -315,6 +327,16 @@ def test_the_same_request_is_rolled_anew_and_another_seed_rolls_otherwise() -> N
     assert len({other is None for other in others}) == 2
 
 
+def test_dice_remember_so_many_requests_and_no_more() -> None:
+    mischief, never = Mischief(chaos=0.5), Mischief()
+    first = [roll(mischief, params()) for _ in range(3)]
+    for number in range(faults.ROLLS_KEPT):
+        mischief.answered(params(START_S + 1 + number))
+        never.answered(params(START_S + number))
+    assert (len(mischief._rolled), len(never._rolled)) == (faults.ROLLS_KEPT, 0)
+    assert [roll(mischief, params()) for _ in range(3)] == first, "forgotten, and so rolled from the start"
+
+
 @pytest.mark.parametrize(("chaos", "struck"), [(0.0, 0), (1.0, 500)])
 def test_chaos_from_never_to_always(chaos: float, struck: int) -> None:
     mischief = Mischief(chaos=chaos)
@@ -352,7 +374,7 @@ MARKET = Market()
 def honest_text(asked: Mapping[str, str] = ASKED) -> bytes:
     start_s, period_s = int(asked["from"]), int(asked["period"])
     query = _Query("BTC", "MINUTE", start_s, period_s, 5, flatten=True, usd=False, descending=False)
-    return _body(MARKET, query, start_s + period_s, False, CANARY, None)[0]
+    return _body(MARKET, query, start_s + period_s, False, CANARY, None)[0].read()
 
 
 @contextmanager
