@@ -63,7 +63,7 @@ from heatpipe.sandbox.faults import (
     Strike,
     Text,
 )
-from heatpipe.sandbox.market import CHUNK_POINTS, INCLUDED_DEPTH, Market, Points
+from heatpipe.sandbox.market import INCLUDED_DEPTH, Market, Points
 from heatpipe.sandbox.wire import BadlySent, Protocol, Written
 
 logger = logging.getLogger(__name__)
@@ -111,6 +111,8 @@ ENTRY_BYTES = 700
 PARAMETER_BYTES = 100
 BODY_BYTES = 1 << 20
 """A body that is larger waits for its reader in a temporary file."""
+CUT_POINTS = 1000
+"""Of a longer answer the market is asked for so many points at a time."""
 MAKERS = 8
 """So many bodies are made at a time."""
 M_MMAP_THRESHOLD = -3
@@ -619,15 +621,14 @@ def _body(
 ) -> tuple[BinaryIO, str]:
     """Return the body, and the name of the fault that is in it or in how it will be sent.
 
-    It is made cut by cut. A damage alone looks at all snapshots; else no more than a cut of them is in memory.
+    A damage alone looks at all snapshots; else no more than a cut of them is in memory.
     """
     end_s = min(query.start_s + query.period_s, published_s)
-    starts = range(query.start_s, end_s, CHUNK_POINTS * query.interval_s)
+    cut_s = CUT_POINTS * query.interval_s
+    starts = range(query.start_s, end_s, cut_s)
     cuts = (
         market.snapshots(
-            *(query.coin, query.interval_s, start_s, min(start_s + CHUNK_POINTS * query.interval_s, end_s)),
-            depth=query.depth,
-            usd=query.usd,
+            *(query.coin, query.interval_s, start_s, min(start_s + cut_s, end_s)), depth=query.depth, usd=query.usd
         )
         for start_s in (reversed(starts) if query.descending else starts)
     )

@@ -38,7 +38,7 @@ INCLUDED_DEPTH = 1500
 # As many points as keep the matrix points x grid steps in a few megabytes, near the processor.
 CHUNK_POINTS = 256
 # That matrix is the largest thing here: however many ask, there is one.
-_ONE_MATRIX = threading.Lock()
+_ONE_AT_A_TIME = threading.Lock()
 # What windows next to each other share, and no more: a block is up to 150 kB, a day of the path 60 kB.
 BLOCKS_KEPT = 128
 DAYS_KEPT = 128
@@ -134,15 +134,17 @@ class Market:
         if self.gaps:
             minutes = minutes[~_left_out(self.seed, coin, minutes)]
         listing = listing_of(coin)
-        chunks = [
-            _chunk(self.seed, coin, minutes[i : i + CHUNK_POINTS], depth) for i in range(0, len(minutes), CHUNK_POINTS)
-        ]
-        levels = np.concatenate([np.zeros(0, np.int64), *(chunk.levels for chunk in chunks)])
-        tick = np.concatenate([np.zeros(0, np.int64), *(chunk.tick for chunk in chunks)])
-        stock = np.concatenate([np.zeros(0, np.int64), *(chunk.stock for chunk in chunks)])
-        price = listing.price_at(tick)
-        volume = _as_summed(tick, stock, listing.size_decimals)
-        return Points(minutes * (MINUTE_S * 1_000_000), levels, price, volume * price if usd else volume)
+        levels, price, volume = [np.zeros(0, np.int64)], [np.zeros(0)], [np.zeros(0)]
+        with _ONE_AT_A_TIME:
+            for i in range(0, len(minutes), CHUNK_POINTS):
+                chunk = _chunk(self.seed, coin, minutes[i : i + CHUNK_POINTS], depth)
+                levels.append(chunk.levels)
+                price.append(listing.price_at(chunk.tick))
+                volume.append(_as_summed(chunk.tick, chunk.stock, listing.size_decimals))
+                if usd:
+                    volume[-1] *= price[-1]
+        stamps = minutes * (MINUTE_S * 1_000_000)
+        return Points(stamps, np.concatenate(levels), np.concatenate(price), np.concatenate(volume))
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,13 +223,6 @@ class _Levels:
 
 def _chunk(seed: int, coin: str, minutes: Ints, depth: int) -> _Levels:
     """Add up the positions that stand at each of some minutes, cut to the depth."""
-    with _ONE_MATRIX:
-        everything = _added_up(seed, coin, minutes)
-        price = _prices(seed, coin, minutes) if everything.levels.max() > depth else None
-    return everything if price is None else _nearest(everything, depth, price)
-
-
-def _added_up(seed: int, coin: str, minutes: Ints) -> _Levels:
     book = _standing(seed, coin, minutes)
     lowest = int(book.tick.min())
     width = int(book.tick.max()) - lowest + 1
@@ -242,7 +237,8 @@ def _added_up(seed: int, coin: str, minutes: Ints) -> _Levels:
     cells = np.flatnonzero(stock)
     point, tick = np.divmod(cells, width)
     levels = np.bincount(point, minlength=len(minutes))
-    return _Levels(levels, tick + lowest, stock.ravel()[cells])
+    everything = _Levels(levels, tick + lowest, stock.ravel()[cells])
+    return _nearest(everything, depth, _prices(seed, coin, minutes)) if levels.max() > depth else everything
 
 
 def _nearest(book: _Levels, depth: int, price: Floats) -> _Levels:

@@ -30,6 +30,7 @@ NOW_S = 1_774_803_630.0  # 30 s into a minute
 MINUTE_S = int(NOW_S) - 30
 FORM = {"type": "HYPERLIQUID_LIQUIDATION_AGG", "coin": "BTC", "interval": "MINUTE", "flatten": "true"}
 SPAN = {"from": str(MINUTE_S - 600), "period": "300"}
+LONG_S = 1_200 * 60
 
 
 @dataclass
@@ -435,22 +436,14 @@ def test_the_ledger_forgets_its_older_half_when_it_is_full() -> None:
 def test_an_answer_that_waits_in_a_file_is_the_same_document(
     sandbox: Sandbox, coding: str, more: dict[str, str]
 ) -> None:
-    """600 points are three cuts, and uncompressed 9 MB."""
-    asked = FORM | {"from": str(MINUTE_S - 36_000), "period": "36000"} | more
+    """Of two cuts, and above the size from which on it is not kept in memory."""
+    asked = FORM | {"from": str(MINUTE_S - LONG_S), "period": str(LONG_S)} | more
     answer = sandbox.http.get(
         "/v1/points", params=asked, headers={"X-Kiyotaka-Key": "sandbox-key", "Accept-Encoding": coding}
     )
-    query = _Query(
-        "BTC",
-        "MINUTE",
-        MINUTE_S - 36_000,
-        36_000,
-        1500,
-        "flatten" not in more,
-        usd=False,
-        descending="sortDirection" in more,
-    )
-    points = Market().snapshots("BTC", 60, MINUTE_S - 36_000, MINUTE_S)
+    flatten, descending = "flatten" not in more, "sortDirection" in more
+    query = _Query("BTC", "MINUTE", MINUTE_S - LONG_S, LONG_S, 1500, flatten, usd=False, descending=descending)
+    points = Market().snapshots("BTC", 60, MINUTE_S - LONG_S, MINUTE_S)
     assert answer.content == b"".join(_document(query, [points]).text())
     assert answer.headers.get("Content-Encoding", "identity") == coding
     assert "Transfer-Encoding" not in answer.headers
