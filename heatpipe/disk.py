@@ -1,14 +1,12 @@
-"""What heatpipe asks of a file system: files that are written whole, folders that last, locks. Knows no dataset.
+"""What heatpipe asks of a file system: files that are written whole, folders that last. Knows no dataset.
 
 Where heatpipe keeps files of its own, only plain files in real folders are touched: a link there is never followed.
 """
 
 import contextlib
 import errno
-import fcntl
 import logging
 import os
-import re
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,9 +17,8 @@ from heatpipe.errors import DatasetError, UnreadableError
 PIECE_BYTES: Final = 1 << 20
 NOT_KNOWN: Final = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 """What a file system says that does not know what it is asked for."""
-NO_LOCKS: Final = (errno.ENOLCK, *NOT_KNOWN)
-SIGNATURE: Final = re.compile(rb"process [0-9]{1,20} on [^\n]{1,255}\n")
-"""All that heatpipe ever writes into a lock's file."""
+PUTS: Final = 3
+"""How often a file is written where what is written vanishes before it is whole."""
 
 LOG: Final = logging.getLogger("heatpipe")
 
@@ -32,14 +29,31 @@ class Disk:
     def __init__(self) -> None:
         self._told = False
 
-    def put(self, path: Path, data: bytes | bytearray, temporary: Path) -> None:
-        """Write a file whole: under another name first, so that none is ever seen, or left behind, in part."""
+    def put(
+        self, path: Path, data: bytes | bytearray, temporary: Path, may_replace: Callable[[], bool] = lambda: True
+    ) -> bool:
+        """Write a file whole: under another name first, so that none is ever seen, or left behind, in part.
+
+        `may_replace` has the last word, when all is written but the name; returns what it said.
+        """
+        for _ in range(PUTS - 1):
+            with contextlib.suppress(FileNotFoundError):  # somebody has removed the temporary file, or its folder
+                return self._put(path, data, temporary, may_replace)
+        return self._put(path, data, temporary, may_replace)
+
+    def _put(self, path: Path, data: bytes | bytearray, temporary: Path, may_replace: Callable[[], bool]) -> bool:
         self.make_folders(temporary.parent)
         with _new_file(temporary) as file:
             file.write(data)
         self.make_folders(path.parent)
-        temporary.replace(path)
+        try:
+            if not may_replace():
+                return False
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
         self.sync_folder(path.parent)
+        return True
 
     def keep_aside(self, path: Path, copy: Path, temporary: Path) -> None:
         """Give a file that is about to be replaced a second name: by a link, which takes no room, else by a copy."""
@@ -118,6 +132,21 @@ def same_bytes(one: Path, other: Path) -> bool:
     return True
 
 
+Mark = tuple[int, int, int, int]
+"""What tells a file from the one that was there before: device, inode, size, and when it was written (ns)."""
+
+
+def mark_file(path: Path) -> Mark | None:
+    """Return the mark of a file; None where there is none."""
+    try:
+        status = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        if not is_missing(path):
+            raise
+        return None
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
 def is_plain(path: Path) -> bool:
     """Whether there is a file, and not a link to one."""
     try:
@@ -160,7 +189,7 @@ def remove_leftovers(folder: Path, is_ours: Callable[[str], bool]) -> None:
     """Remove a folder with all that is in it, file by file, if these are plain files whose names are ours."""
     if holds_only(folder, is_ours):
         with contextlib.suppress(OSError):
-            for path in list(folder.iterdir()):
+            for path in sorted(folder.iterdir()):  # by name: a lock's file is the last
                 path.unlink()
             folder.rmdir()
 
@@ -225,79 +254,6 @@ def _mounted_apart(one: Path, other: Path) -> bool:
     except OSError as exc:
         return exc.errno == errno.EXDEV
     return False
-
-
-# Locks
-
-
-def open_lock(path: Path) -> int:
-    """Open a lock's file, which is made if it is not there; no link, and nothing else that lies in its place.
-
-    Raises
-    ------
-    DatasetError
-        It cannot be opened.
-    """
-    flags = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-    with file_errors(path):
-        if os.path.lexists(path):
-            _check_plain(path, path.lstat().st_mode)
-        try:
-            descriptor = os.open(path, flags | os.O_RDWR | os.O_CREAT, 0o666)
-        except PermissionError as exc:  # another user's, perhaps: what may be read can be locked
-            try:
-                descriptor = os.open(path, flags | os.O_RDONLY)
-            except FileNotFoundError:
-                raise exc from None
-        try:
-            _check_plain(path, os.fstat(descriptor).st_mode)
-        except BaseException:
-            os.close(descriptor)
-            raise
-    return descriptor
-
-
-def _check_plain(path: Path, mode: int) -> None:
-    if stat.S_ISDIR(mode):
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    if not stat.S_ISREG(mode):
-        kind = "a symbolic link" if stat.S_ISLNK(mode) else "no plain file"
-        raise DatasetError(f"cannot write {path}: it is {kind}, where a lock's file belongs: move it away", str(path))
-
-
-def try_lock(descriptor: int, path: Path) -> bool:
-    """Take the lock of an open file, unless somebody has it.
-
-    Raises
-    ------
-    UnreadableError
-        There are no locks here.
-    """
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as exc:
-        hint = "; the dataset must lie where files can be locked" if exc.errno in NO_LOCKS else ""
-        raise UnreadableError(f"{path} cannot be locked: {reason(exc)}{hint}", str(path)) from exc
-    return True
-
-
-def sign_lock(descriptor: int, path: Path) -> None:
-    """Write down who holds a lock, unless its file may only be read, or may be somebody else's."""
-    with file_errors(path):
-        may_write = fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY
-        status = os.fstat(descriptor)
-        ours = status.st_size == 0 or read_signature(descriptor) is not None
-        if may_write and ours and status.st_nlink == 1:
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, f"process {os.getpid()} on {os.uname().nodename}\n".encode(), 0)
-
-
-def read_signature(descriptor: int) -> str | None:
-    """Return who holds a lock, by its file; None where it does not say."""
-    written = os.pread(descriptor, 400, 0)
-    return written.decode(errors="replace").strip() if SIGNATURE.fullmatch(written) else None
 
 
 # What is said

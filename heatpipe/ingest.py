@@ -28,8 +28,8 @@ from heatpipe.errors import (
     UnreadableError,
 )
 from heatpipe.fetch import POLL_S, Crew, Job, Stop
-from heatpipe.model import Series, show_time
-from heatpipe.plan import Plan, Slab, SlabPlan, bar_slab, weigh_window
+from heatpipe.model import Series, Spans, show_time
+from heatpipe.plan import NOTHING, Plan, Slab, SlabPlan, bar_slab, weigh_window
 from heatpipe.report import Failure, Progress, Report
 from heatpipe.slab import KnownPoints, OpenSlab
 from heatpipe.store import Store
@@ -388,6 +388,8 @@ class _Run:
         self._in_flight = 0
         self._report = Report()
         self._windows_done = 0
+        self._answered: dict[Slab, Spans] = {}
+        """what had come of a slab before its lock was lost"""
         self._doubtful: set[Series] = set()
         """of which nothing came for a whole patience, nor of any other since"""
 
@@ -444,6 +446,7 @@ class _Run:
             self._standing.points,
             refetch=self._refetch,
             refetch_absent=self._refetch_absent,
+            answered=self._answered.get(plan.slab, NOTHING),
         )
         self._open.append(slab)
         try:
@@ -505,6 +508,8 @@ class _Run:
         elif not slab.ended and _worth_splitting(job, fault):
             LOG.info("asking for halves: %s", fault)
             self._report += slab.split(job)
+        elif slab.lost:
+            self._report += slab.leave(job)
         else:
             self._give_up(slab, job, fault)
 
@@ -526,7 +531,8 @@ class _Run:
                 "reason": str(fault),
                 "given_up_at": show_time(self._crew.clock()),
             }
-            self._store.quarantine(slab.slab, job.window.span, record, job.body)
+            with self._store.turn(slab.slab):
+                self._store.quarantine(slab.slab, job.window.span, record, job.body)
         self._report += slab.drop(job)
         if not beyond and slab.came_to_nothing(job.spent):
             self._standing.alike[series, cause].add(job.spent)
@@ -549,6 +555,20 @@ class _Run:
         for slab in [slab for slab in self._open if not slab.jobs and not self._may_learn(slab)]:
             self._open.remove(slab)  # first: what cannot be closed is not closed twice
             self._report += slab.close()
+            if slab.lost:
+                self._hand_over(slab)
+
+    def _hand_over(self, slab: OpenSlab) -> None:
+        """Leave the rest of a slab to the run that has its lock now, or look at it again when that is done."""
+        series, told = slab.slab.series, f"{slab.lost}; what came is stored"
+        if slab.left and not self._wait_for_locks:
+            told += ", and nothing more was asked for"
+            self._report += Report(failures=(Failure(series, slab.plan.span, told),))
+            return
+        LOG.warning("%s", told)
+        if slab.left:
+            self._answered[slab.slab] = slab.answered
+            self._waiting.put(slab.plan)
 
     def _may_learn(self, slab: OpenSlab) -> bool:
         """Whether a slab has absences in doubt, and later answers of its series, which may end it, are on their way."""

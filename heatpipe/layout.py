@@ -44,6 +44,8 @@ SLAB_NAME: Final = re.compile(r"([a-z]+)-([0-9]+)-([A-Z_]+)-(.+)-(-?[0-9]+)")
 DAY_NAME: Final = re.compile(r"date=[0-9]{4}-[0-9]{2}-[0-9]{2}-part-0\.parquet")
 ASIDE: Final = ".parquet.old"
 """End of the name of a day's file in the quarantine: no pattern for Parquet files finds it there."""
+TURN_NAME: Final = "turn.lock"
+"""Beside a slab's temporary files: locked by whoever writes them at this moment."""
 RECORD_NAME: Final = re.compile(r"-?[0-9]+--?[0-9]+\.(body|json)|[0-9]{4}-[0-9]{2}-[0-9]{2}(-[0-9]+)?\.parquet(\.old)?")
 
 PARTITIONS: Final = ("unit", "depth", "interval", "coin", "date")
@@ -152,10 +154,12 @@ def temporary_name(path: PurePosixPath) -> str:
 
 
 def is_temporary_name(name: str, slab: Slab) -> bool:
-    """Whether `temporary_name` gives such a name to a day of a slab's series, or to what is known of a window of it."""
+    """Whether a file of a slab's folder has such a name: a day, what is known of a window, or the lock beside them."""
     coin = f"coin={encode_value(slab.series.coin)}-"
-    return DAY_NAME.fullmatch(name) is not None or (
-        name.startswith(coin) and RECORD_NAME.fullmatch(name.removeprefix(coin)) is not None
+    return (
+        name == TURN_NAME
+        or DAY_NAME.fullmatch(name) is not None
+        or (name.startswith(coin) and RECORD_NAME.fullmatch(name.removeprefix(coin)) is not None)
     )
 
 

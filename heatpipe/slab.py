@@ -11,18 +11,22 @@ from typing import Final
 
 from heatpipe.client import Spent
 from heatpipe.compare import Difference, compare_days
-from heatpipe.errors import DamagedError, DatasetError, UnreadableError
+from heatpipe.disk import Mark
+from heatpipe.errors import DamagedError, DatasetError, LockedError, UnreadableError
 from heatpipe.fetch import Job
 from heatpipe.finality import Answer, borders_points, is_odd, join_hulls, settle_doubt
-from heatpipe.layout import Day, day_date, day_path
+from heatpipe.layout import Day, Footer, day_date, day_path
 from heatpipe.model import Coverage, Series, Snapshots, Span, Spans, Window, day_span, days_of
-from heatpipe.plan import Slab, SlabPlan, plan_slab, plan_windows
+from heatpipe.plan import NOTHING, Slab, SlabPlan, plan_slab, plan_windows
 from heatpipe.report import Failure, Report
 from heatpipe.store import Store
 
 LOG: Final = logging.getLogger("heatpipe")
 BLANK: Final = "blank"
 """How a job's tries name answers without any point."""
+DAMAGED: Final = "was damaged and is set aside in the quarantine"
+MERGES: Final = 20
+"""How often a day is merged anew because its file was replaced meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +37,19 @@ class _Part:
     coverage: Coverage
     doubtful: Spans
     dated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Sight:
+    """What a day's file said when it was looked at; by default that there was none."""
+
+    mark: Mark | None = None
+    footer: Footer | None = None
+    """None also where it told nothing that can be believed"""
+
+    @property
+    def coverage(self) -> Coverage:
+        return Coverage() if self.footer is None else self.footer.coverage
 
 
 class KnownPoints:
@@ -73,15 +90,25 @@ class OpenSlab:
         Ask for what is covered as well, and replace it.
     refetch_absent : bool
         Ask for what is recorded as absent as well.
+    answered : Spans
+        What of it has come in this run already, before its lock was lost: not to be asked for again.
 
     Attributes
     ----------
+    plan : SlabPlan
+        As it was given.
     jobs : set of Job
         Windows that have not come yet.
     queued : deque of Job
         Those of them that nobody has been sent for.
     ended : bool
         Whether nothing more is to be asked for.
+    lost : str
+        What happened to its lock, where another run has it now.
+    left : bool
+        Whether something is left to that run.
+    answered : Spans
+        What has come in this run.
     """
 
     def __init__(
@@ -93,11 +120,16 @@ class OpenSlab:
         *,
         refetch: bool = False,
         refetch_absent: bool = False,
+        answered: Spans = NOTHING,
     ) -> None:
+        self.plan = plan
         self.slab: Slab = plan.slab
         self.jobs: set[Job] = set()
         self.queued: deque[Job] = deque()
         self.ended = False
+        self.lost = ""
+        self.left = False
+        self.answered = answered
         self._store = store
         self._span = plan.span
         self._holes = Spans()
@@ -108,12 +140,14 @@ class OpenSlab:
         self._refetch_absent = refetch_absent
         self._known_points = known_points
         self._blank: dict[Job, Answer] = {}
-        self._coverage: dict[int, Coverage] = {}
+        self._seen: dict[int, _Sight] = {}
         self._parts: defaultdict[int, list[_Part]] = defaultdict(list)
         self._bills: list[Spent] = []
         self._damaged: dict[int, tuple[Failure, ...]] = {}
+        self._vanished: dict[int, Spans] = {}
         self._given_up: list[Span] = []
         self._lock = contextlib.ExitStack()
+        self._renew_lock: Callable[[], None] = lambda: None
 
     def open(self, wait: Callable[[float], None] | None) -> None:
         """Take the lock, read the coverage, plan.
@@ -125,17 +159,17 @@ class OpenSlab:
         UnreadableError
             A day of it cannot be read now; the lock is free again.
         """
-        self._lock.enter_context(self._store.lock(self.slab, wait=wait))
+        self._renew_lock = self._lock.enter_context(self._store.lock(self.slab, wait=wait))
         try:
-            self._coverage = {day: self._read_coverage(day) for day in days_of(self._span)}
+            self._seen = {day: self._look(day) for day in days_of(self._span)}
         except UnreadableError:
             self._lock.close()
             raise
-        stored = Coverage.union(self._coverage.values())
-        known = Spans() if self._refetch else stored.covered
+        stored = Coverage.union(sight.coverage for sight in self._seen.values())
+        known = self.answered if self._refetch else stored.covered
         if self._refetch_absent:
-            known -= stored.absent
-        plan = plan_slab(self.slab, self._span, known, self._lookback)
+            known -= stored.absent - self.answered
+        plan = plan_slab(self.slab, self._span, known, self._lookback - self.answered)
         self._holes = Spans.of([self._span]) - known
         self._lookback = plan.again
         self._again = plan.again
@@ -147,14 +181,28 @@ class OpenSlab:
             self._line_up(Job(window, self._replies))
         self._bills.extend(job.spent for job in self.queued)
 
-    def _read_coverage(self, day: int) -> Coverage:
+    def _look(self, day: int) -> _Sight:
+        """Read what a day's file says. Its mark is older, so that a file that comes between the two is seen later."""
+        mark = self._store.mark(self.slab.series, day)
+        self._damaged.pop(day, None)
         try:
-            footer = self._store.footer(self.slab.series, day)
+            return _Sight(mark, self._store.footer(self.slab.series, day))
         except DamagedError as exc:
             self._store.tell_damage(exc)
             self._damaged[day] = self._lost(day)
-            return Coverage()
-        return Coverage() if footer is None else footer.coverage
+            return _Sight(mark)
+
+    def _look_again(self, day: int) -> bool:
+        """Look at a day's file if it is another one by now; return whether it says something else."""
+        before, damaged = self._seen[day], day in self._damaged
+        if self._store.mark(self.slab.series, day) == before.mark:
+            return False
+        now = self._seen[day] = self._look(day)
+        if now.mark is None:
+            self._vanished[day] = before.coverage.covered
+        else:
+            self._vanished.pop(day, None)
+        return now.footer != before.footer or damaged != (day in self._damaged)
 
     @property
     def in_doubt(self) -> bool:
@@ -185,6 +233,7 @@ class OpenSlab:
         return report + self._settle_blanks()
 
     def _take_in(self, job: Job, answer: Answer) -> Report:
+        self.answered |= answer.coverage.covered
         for day in days_of(job.window.span):
             span = day_span(day)
             part = _Part(
@@ -263,6 +312,12 @@ class OpenSlab:
         """Whether no part of a window has come, and none is still to come."""
         return not spent.fruitful and all(job.spent is not spent for job in self.jobs)
 
+    def leave(self, job: Job) -> Report:
+        """Leave a window to whoever has the lock now; write the days that waited for nothing else."""
+        self.left = True
+        self.jobs.discard(job)
+        return self._write_whole_days(job)
+
     def abandon(self) -> None:
         """Ask for nothing more: give up every window that nobody has been sent for, or of which no point came."""
         self.ended = True
@@ -308,31 +363,61 @@ class OpenSlab:
 
         A day with absences that are not sure yet is left for later, but for the `last` time.
         """
-        try:
-            return self._merge_day(day, last=last)
-        except MemoryError as exc:
-            path = str(self._store.root / day_path(self.slab.series, day))
-            raise UnreadableError(f"{path} cannot be written now: not enough memory", path) from exc
-
-    def _merge_day(self, day: int, *, last: bool) -> Report:
         parts = self._parts.get(day, [])
         came, doubtful = self._sum_up(parts, complete=last and not self.jobs)
-        if doubtful and not last:
+        if not parts or (doubtful and not last):
             return Report()
-        known = self._coverage[day].covered
-        new, again = came.covered - known, came.covered & known & self._again
+        if not last:
+            self._watch_lock()
+        path = str(self._store.root / day_path(self.slab.series, day))
+        try:
+            with self._store.turn(self.slab) as await_turn:
+                for _ in range(MERGES):
+                    self._look_again(day)
+                    report = self._merge_day(day, parts, came, await_turn)
+                    if report is not None:
+                        self._parts.pop(day)
+                        return report + Report(young=self._count(doubtful & self._holes))
+        except MemoryError as exc:
+            raise UnreadableError(f"{path} cannot be written now: not enough memory", path) from exc
+        raise UnreadableError(f"{path} cannot be written now: something replaces it again and again", path)
+
+    def _watch_lock(self) -> None:
+        """See that the lock is held still; where another run has it by now, leave to it what nobody was sent for."""
+        try:
+            if not self.lost:
+                self._renew_lock()
+        except LockedError as exc:
+            self.lost = str(exc)
+            self.left = bool(self.queued or self._blank)
+            self.abandon()
+
+    def _merge_day(
+        self, day: int, parts: Sequence[_Part], came: Coverage, await_turn: Callable[[], None]
+    ) -> Report | None:
+        """Merge what came for a day into what its file holds by now; None where that is replaced meanwhile."""
+        known = self._seen[day].coverage.covered
+        new, again = came.covered - known, came.covered & known & (self._again | self._came_twice(day, came))
         old = self._read_old(day, came) if known and (new or again) else None
-        report = Report(young=self._count(doubtful & self._holes))
+        counted = Report()
         if old is None:
             fresh = came.covered if new or again else Spans()
         else:
             difference = self._compare(old, Day(old.series, day, _join(_within(parts, again)), came), again)
-            report += self._count_up(difference)
+            counted = self._count_up(difference)
             fresh = new | (again if self._refetch else again - difference.unchanged)
-        if fresh:
-            report += self._replace_day(day, old, came, _within(parts, fresh), fresh)
-        self._parts.pop(day, None)
-        return report
+        if not fresh:
+            return counted
+        written = self._replace_day(day, old, came, _within(parts, fresh), fresh, await_turn)
+        return None if written is None else counted + written
+
+    def _came_twice(self, day: int, came: Coverage) -> Spans:
+        """Return what was missing when it was asked for, and is stored by now: by another run, or another program.
+
+        What came is the newer one, and replaces it, but for rows where none came: for want of a lock none are given up.
+        """
+        stored = self._seen[day].coverage
+        return (stored.covered & self._holes) - (stored.present - came.present)
 
     def _sum_up(self, parts: Sequence[_Part], *, complete: bool) -> tuple[Coverage, Spans]:
         """Return what the parts cover, as far as it is sure by now, and which absences are not."""
@@ -363,18 +448,38 @@ class OpenSlab:
     def _count(self, spans: Spans) -> int:
         return spans.seconds // self.slab.series.interval_s
 
-    def _replace_day(self, day: int, old: Day | None, came: Coverage, arrived: list[Snapshots], fresh: Spans) -> Report:
-        """Write a day as it was, but for what is fresh."""
+    def _replace_day(
+        self,
+        day: int,
+        old: Day | None,
+        came: Coverage,
+        arrived: list[Snapshots],
+        fresh: Spans,
+        await_turn: Callable[[], None],
+    ) -> Report | None:
+        """Write a day as it was, but for what is fresh; None where its file has become another one meanwhile."""
+
+        def may_replace() -> bool:
+            await_turn()
+            return not self._look_again(day)
+
         if day in self._damaged:
             self._store.set_aside(self.slab, day)
-        failures = self._damaged.pop(day, ())
+        failures = self._damaged.get(day, ())
+        if self._vanished.get(day, NOTHING) - came.covered:
+            failures += self._failure_of(day, "had vanished when it was to be extended")
         known = Coverage() if old is None else old.coverage
         kept = known - fresh
         pieces = [] if old is None else [old.snapshots.between(span) for span in kept.covered]
         coverage = kept | (came - (came.covered - fresh))
         self._keep_what_vanishes(day, known, coverage)
-        size = self._store.write_day(Day(self.slab.series, day, _join(pieces + arrived), coverage), self.slab)
-        self._coverage[day] = coverage
+        whole = Day(self.slab.series, day, _join(pieces + arrived), coverage)
+        size = self._store.write_day(whole, self.slab, may_replace)
+        if size is None:
+            return None
+        self._seen[day] = _Sight()  # what was written is looked at when it is to be extended
+        self._damaged.pop(day, None)
+        self._vanished.pop(day, None)
         return Report(
             points=sum(piece.points for piece in arrived),
             rows=sum(piece.rows for piece in arrived),
@@ -401,18 +506,18 @@ class OpenSlab:
             return self._store.read_day(self.slab.series, day)
         except DamagedError as exc:
             LOG.warning("%s", exc)
-            lost = self._coverage[day].covered - came.covered
-            self._damaged[day] = self._failure_of(day) if lost else ()
+            lost = self._seen[day].coverage.covered - came.covered
+            self._damaged[day] = self._failure_of(day, DAMAGED) if lost else ()
             return None
 
     def _lost(self, day: int) -> tuple[Failure, ...]:
         """Name a day whose file told nothing, unless all of it is asked for in this run."""
-        return () if day_span(day).clip(self._span) == day_span(day) else self._failure_of(day)
+        return () if day_span(day).clip(self._span) == day_span(day) else self._failure_of(day, DAMAGED)
 
-    def _failure_of(self, day: int) -> tuple[Failure, ...]:
+    def _failure_of(self, day: int, what: str) -> tuple[Failure, ...]:
         span = day_span(day)
         reason = (
-            f"{Window(self.slab.series, span)}: the day's file was damaged and is set aside in the quarantine; "
+            f"{Window(self.slab.series, span)}: the day's file {what}; "
             "what came in this run replaced it: fetch the day again for the rest"
         )
         return (Failure(self.slab.series, span, reason),)

@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import stat
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import partial
 from itertools import count
@@ -24,6 +25,7 @@ import pyarrow.parquet as pq
 from heatpipe import layout
 from heatpipe.disk import (
     Disk,
+    Mark,
     check_free,
     check_move,
     check_own,
@@ -32,18 +34,16 @@ from heatpipe.disk import (
     holds_only,
     is_missing,
     is_own,
-    open_lock,
+    mark_file,
     read_errors,
-    read_signature,
     reason,
     remove_leftovers,
     same_bytes,
-    sign_lock,
     text_name,
-    try_lock,
 )
 from heatpipe.errors import ConfigError, DamagedError, DatasetError, LockedError, UnreadableError
 from heatpipe.layout import Day, Footer
+from heatpipe.lock import Lock
 from heatpipe.model import ALL_DAYS, DAY_S, Coverage, Series, Span, Spans, days_of
 from heatpipe.plan import Slab, slab_days
 
@@ -53,6 +53,9 @@ QUARANTINE: Final = "_quarantine"
 
 RECORD_NAME: Final = re.compile(r"([0-9]+)-([0-9]+)\.(body|json)")
 LOCK_POLL_S: Final = 0.2
+TURN_POLL_S: Final = 0.01
+TURN_PATIENCE_S: Final = 30.0
+"""How long a day that is ready waits for another process that writes: that takes it a second or two."""
 LOG: Final = logging.getLogger("heatpipe")
 T = TypeVar("T")
 
@@ -158,6 +161,18 @@ class Store:
             layout.check_place(footer, series, day, str(path))
             return footer
 
+    def mark(self, series: Series, day: int) -> Mark | None:
+        """Return what tells a day's file from any that was, or will be, in its place; None where there is no file.
+
+        Raises
+        ------
+        UnreadableError
+            It cannot be looked at now.
+        """
+        path = self._path(series, day)
+        with read_errors(path):
+            return mark_file(path)
+
     def coverage(self, series: Series, day: int) -> Coverage:
         """Return what of a day is covered; nothing where there is no file, or a damaged one, which is told."""
         footer = self._sound_footer(series, day)
@@ -224,9 +239,14 @@ class Store:
 
     def tell_damage(self, damage: DamagedError) -> None:
         """Warn, once, that a file counts as not there."""
-        if damage.path not in self._told:
-            self._told.add(damage.path)
-            LOG.warning("%s; it counts as not covered: a backfill sets it aside and fetches the day again", damage)
+        self._tell_once(
+            damage.path, f"{damage}; it counts as not covered: a backfill sets it aside and fetches the day again"
+        )
+
+    def _tell_once(self, what: str, warning: str) -> None:
+        if what not in self._told:
+            self._told.add(what)
+            LOG.warning("%s", warning)
 
     def coverage_of(self, series: Series, days: Iterable[int]) -> Coverage:
         """Return the coverage of some days, joined; an UnreadableError where one of them cannot be read now."""
@@ -340,22 +360,37 @@ class Store:
 
     # Writing
 
-    def write_day(self, day: Day, slab: Slab) -> int:
-        """Replace one day's file, whole and atomically; return its size in bytes.
+    def write_day(self, day: Day, slab: Slab, may_replace: Callable[[], bool] = lambda: True) -> int | None:
+        """Replace one day's file, whole and atomically.
 
-        The caller holds the slab's lock.
+        The caller holds the slab's lock, and it is its turn.
+
+        Parameters
+        ----------
+        day : Day
+            What the file is to hold.
+        slab : Slab
+            Whose day it is.
+        may_replace : callable
+            Asked when all is ready; the file is replaced at once, or stays.
+
+        Returns
+        -------
+        int or None
+            Its size in bytes; None where it was not replaced.
         """
         path = self._path(day.series, day.number)
         try:
             data = encode_file(day)
         except (OSError, RuntimeError, pa.ArrowException) as exc:  # as libraries say that there was no memory
             raise MemoryError(f"{path} cannot be encoded now: {exc}") from exc
-        self._replace(path, data, slab)
-        return len(data)
+        return len(data) if self._replace(path, data, slab, may_replace) else None
 
-    def _replace(self, path: Path, data: bytes | bytearray, slab: Slab) -> None:
+    def _replace(
+        self, path: Path, data: bytes | bytearray, slab: Slab, may_replace: Callable[[], bool] = lambda: True
+    ) -> bool:
         with file_errors(path):
-            self._disk.put(path, data, self._temporary(path, slab))
+            return self._disk.put(path, data, self._temporary(path, slab), may_replace)
 
     def free_bytes(self) -> int:
         """Free space where the days are, or will be."""
@@ -365,15 +400,21 @@ class Store:
         return shutil.disk_usage(folder).free
 
     @contextlib.contextmanager
-    def lock(self, slab: Slab, *, wait: Callable[[float], None] | None = None) -> Iterator[None]:
+    def lock(self, slab: Slab, *, wait: Callable[[float], None] | None = None) -> Iterator[Callable[[], None]]:
         """Hold the slab's lock; it ends with this process, however that ends.
 
         Parameters
         ----------
         slab : Slab
-            Whose days nobody else writes meanwhile.
+            Whose days nobody else works on meanwhile.
         wait : callable, optional
             Sleeps for so many seconds while another process holds it; without one that is an error.
+
+        Yields
+        ------
+        callable
+            To be called now and then: takes the lock again where its file has lost its name, or raises a LockedError
+            where another process has it by now.
 
         Raises
         ------
@@ -382,9 +423,52 @@ class Store:
         """
         self._check_slab(slab)
         with contextlib.ExitStack() as stack:
-            for home in self._homes():
-                stack.enter_context(self._hold(home, slab, str(slab), wait))
-            yield
+            locks = [stack.enter_context(self._hold(home, slab, wait)) for home in self._homes()]
+            yield partial(self._renew, locks, slab)
+
+    def _renew(self, locks: Iterable[Lock], slab: Slab) -> None:
+        for lock in locks:
+            if not lock.is_held():
+                lost = f"{lock.path} was removed or replaced while {slab} was being worked on"
+                if not lock.renew():
+                    raise LockedError(f"{lost}, and {lock.holder} works on it by now", str(lock.path))
+                self._tell_once(LOCKS, f"{lost}, and is locked again: keep other programs away from it")
+
+    @contextlib.contextmanager
+    def turn(self, slab: Slab) -> Iterator[Callable[[], None]]:
+        """Be the only one who writes files of a slab, for as long as that takes, whoever holds its lock.
+
+        Where a lock's file was taken away there may be two who hold it; what one of them writes must not undo what the
+        other has written.
+
+        Yields
+        ------
+        callable
+            To be called at the last moment: waits for another turn where this one's file has lost its name.
+
+        Raises
+        ------
+        UnreadableError
+            Somebody else's turn does not end.
+        """
+        lock = self._turn(slab)
+        try:
+            self._await(lock)
+            yield partial(self._await, lock)
+        finally:
+            lock.free()  # its file goes with the slab's other temporary files
+
+    def _await(self, lock: Lock) -> None:
+        deadline = time.monotonic() + TURN_PATIENCE_S
+        while not lock.renew():
+            if time.monotonic() > deadline:
+                said = f"for {TURN_PATIENCE_S:.0f} s {lock.holder} has been writing there: end it, if it hangs"
+                raise UnreadableError(f"{lock.path} is locked: {said}", str(lock.path))
+            time.sleep(TURN_POLL_S)
+
+    def _turn(self, slab: Slab) -> Lock:
+        home = self._homes()[-1]  # which all have in common who write to the same table
+        return Lock(self._scratch(home, slab) / layout.TURN_NAME, home, self._disk, signed=False)
 
     def check_series(self, series: Series) -> None:
         """Raise a DatasetError if a link is in the place of heatpipe's own folders, or a mount point on a file's way.
@@ -420,37 +504,42 @@ class Store:
                 if holds_only(self._scratch(home, slab), partial(layout.is_temporary_name, slab=slab)):
                     with contextlib.suppress(DatasetError):
                         self._check_slab(slab)
-                        with self._hold(home, slab, str(slab), None):
+                        with self._hold(home, slab, None):
                             pass  # whoever has the lock has removed them
 
     @contextlib.contextmanager
-    def _hold(self, home: Path, slab: Slab, what: str, wait: Callable[[float], None] | None) -> Iterator[None]:
+    def _hold(self, home: Path, slab: Slab, wait: Callable[[float], None] | None) -> Iterator[Lock]:
         """Hold the lock of a slab's temporary files, beside which it lies."""
-        path = home / LOCKS / f"{layout.slab_name(slab)}.lock"
-        scratch = self._scratch(home, slab)
-        with file_errors(path):
-            self._disk.make_folders(path.parent)
-        descriptor = open_lock(path)
+        lock = Lock(home / LOCKS / f"{layout.slab_name(slab)}.lock", home, self._disk)
         try:
             told = False
-            while not try_lock(descriptor, path):
-                held = f"{what} is being worked on by {read_signature(descriptor) or 'another process'}"
+            while not lock.renew():
+                held = f"{slab} is being worked on by {lock.holder}"
                 if wait is None:
-                    raise LockedError(held, str(path))
+                    raise LockedError(held, str(lock.path))
                 if not told:
                     LOG.warning("waiting: %s", held)
                 told = True
                 wait(LOCK_POLL_S)
-            sign_lock(descriptor, path)
-            if scratch.exists():  # of one that was killed, perhaps before it could sync a folder
+            if self._scratch(home, slab).exists():  # of one that was killed, perhaps before it could sync a folder
                 os.sync()
-                remove_leftovers(scratch, partial(layout.is_temporary_name, slab=slab))
+                self._tidy_scratch(home, slab)
             try:
-                yield
+                yield lock
             finally:
-                remove_leftovers(scratch, partial(layout.is_temporary_name, slab=slab))
+                self._tidy_scratch(home, slab)
         finally:
-            os.close(descriptor)
+            lock.free()
+
+    def _tidy_scratch(self, home: Path, slab: Slab) -> None:
+        """Remove a slab's temporary files, but where somebody writes some at this moment, who will remove them."""
+        scratch, turn = self._scratch(home, slab), self._turn(slab)
+        try:
+            with contextlib.suppress(DatasetError):
+                if scratch.exists() and turn.renew():
+                    remove_leftovers(scratch, partial(layout.is_temporary_name, slab=slab))
+        finally:
+            turn.remove()
 
     # Quarantine
 
@@ -459,7 +548,7 @@ class Store:
     ) -> None:
         """Keep what is known of a window that was given up.
 
-        The caller holds the slab's lock.
+        The caller holds the slab's lock, and it is its turn.
 
         Parameters
         ----------
@@ -500,7 +589,10 @@ class Store:
                     (folder / name).unlink(missing_ok=True)
 
     def set_aside(self, slab: Slab, day: int) -> None:
-        """Keep a file that is about to be replaced, beside earlier ones. The caller holds the slab's lock."""
+        """Keep a file that is about to be replaced, beside earlier ones.
+
+        The caller holds the slab's lock, and it is its turn.
+        """
         path = self._path(slab.series, day)
         folder, date = self._quarantine_folder(slab.series), layout.day_date(day)
         names = (f"{date}{f'-{number}' if number > 1 else ''}{layout.ASIDE}" for number in count(1))

@@ -29,6 +29,7 @@ ORDER = (
     "fetch",
     "layout",
     "disk",
+    "lock",
     "store",
     "compare",
     "slab",
