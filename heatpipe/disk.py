@@ -137,12 +137,14 @@ Mark = tuple[int, int, int, int]
 
 
 def mark_file(path: Path) -> Mark | None:
-    """Return the mark of a file; None where there is none."""
+    """Return the mark of a file; None where there is none. A folder is no file: none can be moved to its place."""
     try:
         status = path.stat()
     except (FileNotFoundError, NotADirectoryError):
         if not is_missing(path):
             raise
+        return None
+    if stat.S_ISDIR(status.st_mode):
         return None
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
