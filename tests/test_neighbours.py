@@ -8,10 +8,12 @@ import contextlib
 import itertools
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,13 +23,28 @@ import httpx
 import pytest
 
 from heatpipe.ingest import backfill
-from heatpipe.layout import day_path
-from heatpipe.model import Series, Span, Spans, show_time
+from heatpipe.layout import day_path, slab_name
+from heatpipe.model import Series, Span, Spans, days_of, show_time
 from heatpipe.plan import plan_slabs
 from heatpipe.sandbox import Market, Tier
 from heatpipe.sandbox.app import Answered
 from heatpipe.sandbox.market import Points
-from tests.conftest import DAY, HOUR, MINUTE, TODAY, Clock, MakeSettings, Sandbox, read_tree
+from heatpipe.store import Store
+from tests.conftest import (
+    DAY,
+    HOUR,
+    MINUTE,
+    TODAY,
+    Asked,
+    Clock,
+    MakeSettings,
+    MakeUpstream,
+    Sandbox,
+    honest,
+    http,
+    read_tree,
+)
+from tests.test_lock import Take, remove_file, remove_folder, replace_file
 
 PATIENCE_S: Final = 30.0
 """What never comes is not waited for longer."""
@@ -311,6 +328,185 @@ def test_two_that_want_the_same_coins_in_opposite_order_both_end(
     check_once(asked(sandbox, "BTC"), (START, END))
     check_once(asked(sandbox, "ETH"), (START, END))
     assert read_tree(root / "liquidations") == clean(coins, (START, END))
+
+
+# --- a lock that is gone --------------------------------------------------------------------------------------------
+
+LOCK: Final = f"_locks/{slab_name(SLAB)}.lock"
+LATER: Final = START + 4 * DAY
+SIX: Final = 6
+"""windows that it takes to fetch four days"""
+
+
+class Theft:
+    """An upstream, and what happens there: while the first run waits for one answer its lock goes, a second one begins.
+
+    Each window is asked for by the first run first. `second` is held at its first answer until it is let go.
+    """
+
+    def __init__(self, upstream: MakeUpstream, root: Path, window: int, bad: int | None = None) -> None:
+        self.url = upstream(self._answer).url
+        self._root = root
+        self._window = START + window * 1000 * MINUTE
+        self._bad = None if bad is None else START + bad * 1000 * MINUTE
+        self._counts: Counter[int] = Counter()
+        self._come, self.first, self.second = (threading.Event() for _ in range(3))
+        self._second_come = threading.Event()
+
+    def _answer(self, asked: Asked) -> Iterator[bytes]:
+        start = asked.span.start
+        self._counts[start] += 1
+        if self._counts[start] > 1:
+            self._second_come.set()
+            assert self.second.wait(PATIENCE_S)
+        elif start >= self._window:
+            self._come.set()
+            assert self.first.wait(PATIENCE_S)
+            if start == self._bad:
+                wait_for(self._root / day_path(BTC, START // DAY))  # by then the first run knows that its lock is lost
+                yield http(body=b"{}")
+                return
+        yield honest(asked)
+
+    def happens(self, root: Path, take: Take, begin_second: Callable[[], Running]) -> Running:
+        assert self._come.wait(PATIENCE_S)
+        take(root)
+        second = begin_second()
+        assert self._second_come.wait(PATIENCE_S)
+        return second
+
+
+Steal = Callable[..., tuple[Theft, Running, Running]]
+
+
+@pytest.fixture
+def steal(upstream: MakeUpstream, begin: Begin, root: Path) -> Iterator[Steal]:
+    thefts: list[Theft] = []
+
+    def make(*flags: str, take: Take, window: int, end: int = LATER, **more: int) -> tuple[Theft, Running, Running]:
+        theft = Theft(upstream, root, window, more.pop("bad", None))
+        thefts.append(theft)
+        settings = {"concurrency": 1} | more
+        first = begin(theft.url, BTC, (START, end), *flags, **settings)
+        second = theft.happens(root, take, lambda: begin(theft.url, BTC, (START, end), concurrency=1))
+        return theft, first, second
+
+    yield make
+    for theft in thefts:
+        theft.first.set()
+        theft.second.set()
+
+
+@pytest.fixture
+def honestly(upstream: MakeUpstream, settings: MakeSettings, tmp_path: Path) -> Callable[[int], dict[str, bytes]]:
+    """Say what is on disk after one process alone."""
+
+    def fetch(end: int) -> dict[str, bytes]:
+        chosen = settings(upstream(honest).url, root=str(tmp_path / "alone"))
+        backfill(BTC, START, end, settings=chosen, clock=Clock())
+        return read_tree(tmp_path / "alone" / "liquidations")
+
+    return fetch
+
+
+def covered(root: Path) -> Spans:
+    return Store(str(root)).covered(BTC, days_of(Span(START, LATER)))
+
+
+@pytest.mark.parametrize("take", [replace_file, remove_folder])
+def test_who_loses_its_lock_stores_what_came_and_waits_for_the_other(
+    steal: Steal, root: Path, honestly: Callable[[int], dict[str, bytes]], take: Take
+) -> None:
+    theft, first, second = steal(take=take, window=1)
+    theft.first.set()
+    first.wait_until_said("waiting: BTC MINUTE")
+    lost, _ = first.said
+    assert f" {root / LOCK} was removed or replaced while BTC MINUTE" in lost
+    assert f"process {second.pid} on {os.uname().nodename} works on it by now; what came is stored" in lost
+    assert covered(root) == Spans.of([(START, START + 3000 * MINUTE)])
+    theft.second.set()
+    code, report = first.end()
+    assert (code, report["requests"], report["failures"], len(first.said)) == (0, 3, [], 2)
+    code, report = second.end()
+    assert (code, report["requests"], report["failures"], second.said) == (0, SIX, [], [])
+    assert (report["points"], report["unchanged"]) == (2760, 3000)
+    assert read_tree(root / "liquidations") == honestly(LATER)
+    assert read_tree(root / "_tmp") == {}
+
+
+def test_who_may_not_wait_stores_what_came_and_ends_with_a_line(
+    steal: Steal, root: Path, honestly: Callable[[int], dict[str, bytes]]
+) -> None:
+    theft, first, second = steal("--no-wait", take=remove_folder, window=1)
+    theft.first.set()
+    code, report = first.end()
+    assert (code, report["points"]) == (1, 3000)
+    (line,) = first.said
+    assert line.startswith(f"failed: {root / LOCK} was removed or replaced while BTC MINUTE")
+    assert line.endswith("works on it by now; what came is stored, and nothing more was asked for")
+    assert covered(root) == Spans.of([(START, START + 3000 * MINUTE)])
+    theft.second.set()
+    assert second.end()[0] == 0
+    assert read_tree(root / "liquidations") == honestly(LATER)
+
+
+@pytest.mark.parametrize("flags", [(), ("--no-wait",)])
+def test_who_has_all_that_it_wants_loses_nothing_with_its_lock(
+    steal: Steal, root: Path, honestly: Callable[[int], dict[str, bytes]], flags: tuple[str, ...]
+) -> None:
+    end = START + 500 * MINUTE
+    theft, first, second = steal(*flags, take=remove_file, window=0, end=end)
+    theft.first.set()
+    code, report = first.end()
+    assert (code, report["points"], report["failures"], len(first.said)) == (0, 500, [], 1)
+    theft.second.set()
+    code, report = second.end()
+    assert (code, report["points"], report["unchanged"]) == (0, 0, 500)
+    assert read_tree(root / "liquidations") == honestly(end)
+
+
+def test_an_interrupt_stores_what_came_though_another_run_has_the_lock(
+    steal: Steal, root: Path, honestly: Callable[[int], dict[str, bytes]]
+) -> None:
+    theft, first, second = steal(take=replace_file, window=1)
+    first.process.send_signal(signal.SIGTERM)
+    assert first.end()[0] == 130
+    assert covered(root) == Spans.of([(START, START + 1000 * MINUTE)])
+    theft.first.set()
+    theft.second.set()
+    assert second.end()[0] == 0
+    assert read_tree(root / "liquidations") == honestly(LATER)
+
+
+def test_a_bad_answer_to_who_has_lost_its_lock_is_left_to_the_other(
+    steal: Steal, root: Path, honestly: Callable[[int], dict[str, bytes]]
+) -> None:
+    """All windows are on their way when the lock goes; the last one comes as another document than was asked for."""
+    theft, first, second = steal(take=remove_folder, window=1, bad=2, concurrency=2)
+    theft.first.set()
+    first.wait_until_said("works on it by now")
+    theft.second.set()
+    assert [run.end()[0] for run in (first, second)] == [0, 0]
+    assert read_tree(root / "_quarantine") == {}
+    assert read_tree(root / "liquidations") == honestly(LATER)
+
+
+def test_runs_in_opposite_order_whose_locks_go_do_not_wait_for_each_other_for_ever(
+    held: Callable[..., tuple[HeldMarket, Sandbox]], begin: Begin, clean: Clean, root: Path
+) -> None:
+    """Each has one coin in hand when the locks go, and a third one takes both."""
+    market, sandbox = held()
+    coins = [BTC, Series("ETH", depth=2)]
+    runs = [begin(sandbox.url, order, (START, END), concurrency=1) for order in (coins, coins[::-1])]
+    for _ in runs:
+        market.wait_until_asked()
+    remove_folder(root)
+    runs.append(begin(sandbox.url, coins, (START, END), concurrency=3))
+    market.wait_until_asked()
+    market.go.set()
+    assert [run.end()[0] for run in runs] == [0, 0, 0]
+    assert read_tree(root / "liquidations") == clean(coins, (START, END))
+    assert read_tree(root / "_tmp") == {}
 
 
 # --- different series ---------------------------------------------------------------------------------------------
