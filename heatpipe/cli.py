@@ -268,11 +268,16 @@ def heatmap(
     Example: `heatpipe heatmap --coin BTC --last 7d -o btc.png`
     """
     from heatpipe.config import Target
-    from heatpipe.heatmap import build_heatmap, draw_heatmap
+    from heatpipe.heatmap import build_heatmap, check_picture, draw_heatmap
     from heatpipe.status import take_stock
     from heatpipe.store import Store
 
     settings = _settings(shared)
+    os.environ.pop("MPLBACKEND", None)  # it is about windows, and matplotlib would not start with one it does not know
+    if not shared.verbose:
+        logging.getLogger("matplotlib").setLevel(logging.ERROR)  # its caches are not the picture's reader's business
+    output = os.path.expanduser(output)  # noqa: PTH111 - a shell leaves the ~ of --output=~/x.png alone
+    check_picture(output)
     targets = _targets_on_disk(series, settings)
     if len(targets) != 1:
         names = ", ".join(str(target.series) for target in targets) or f"nothing in {settings.root}"
@@ -283,8 +288,7 @@ def heatmap(
         covered = store.covered(one, store.days(one))
         targets = [Target(one, *covered.hull)] if covered else targets
     tally = take_stock(store, targets, settings, time.time(), last_s=_last(series))[0]
-    output = os.path.expanduser(output)  # noqa: PTH111 - a shell leaves the ~ of --output=~/x.png alone
-    draw_heatmap(build_heatmap(settings.root, tally.series, tally.span), output)
+    draw_heatmap(build_heatmap(settings.root, tally.series, tally.span, store=store), output)
     if shared.json:
         _print_json({"output": output, **tally.as_document()})
     elif not shared.quiet:

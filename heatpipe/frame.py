@@ -1,6 +1,6 @@
 """The analysts' LazyFrame: the dataset as polars sees it, with the right types and no other series mixed in."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -89,7 +89,12 @@ def scan(
 
 
 def scan_series(
-    store: Store, chosen: Sequence[Series], start: datetime | None = None, end: datetime | None = None
+    store: Store,
+    chosen: Sequence[Series],
+    start: datetime | None = None,
+    end: datetime | None = None,
+    *,
+    days: Container[int] | None = None,
 ) -> pl.LazyFrame:
     """Scan the files of some series' days, and nothing that lies beside them.
 
@@ -101,8 +106,10 @@ def scan_series(
         Which; equal but for the coin.
     start, end : datetime, optional
         Half-open span of timestamps.
+    days : container of int, optional
+        Which days' files, counted from the epoch; by default those in which a timestamp of the span can lie.
     """
-    days = _days_between(start, end)
+    days = _days_between(start, end) if days is None else days
     found = ((series, store.files(series, days)) for series in chosen)
     files = {series: names for series, names in found if names}
     if not files:

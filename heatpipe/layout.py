@@ -198,6 +198,20 @@ class Footer:
     """how many snapshots have as many levels as the depth allows; None in a file from before that was written"""
 
 
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """How far the snapshots of a day reach; those without levels are not among them."""
+
+    timestamp: NDArray[np.int64]
+    """(snapshots,) microseconds since the epoch, UTC; strictly ascending"""
+    levels: NDArray[np.int64]
+    """(snapshots,) 1 or more"""
+    low: NDArray[np.float64]
+    """(snapshots,) USD, the price of the lowest level"""
+    high: NDArray[np.float64]
+    """(snapshots,) USD, the price of the highest level"""
+
+
 def encode_day(day: Day) -> pa.Table:
     """Make the table of a day, its footer in the schema's metadata."""
     points = day.snapshots
@@ -278,6 +292,14 @@ def decode_points(table: pa.Table) -> tuple[NDArray[np.int64], NDArray[np.int64]
     np.not_equal(stamps[1:], stamps[:-1], out=begins[1:])
     firsts = np.flatnonzero(begins)
     return stamps[firsts], np.diff(firsts, append=len(stamps))
+
+
+def decode_bounds(table: pa.Table) -> Bounds:
+    """Return how far the snapshots of a day's table reach, of which timestamps and prices are needed."""
+    timestamp, levels = decode_points(table)
+    price = _column(table, "price")
+    ends = np.cumsum(levels)
+    return Bounds(timestamp, levels, price[ends - levels], price[ends - 1])
 
 
 def _column(table: pa.Table, name: str) -> NDArray[Any]:

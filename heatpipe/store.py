@@ -12,7 +12,7 @@ import re
 import shutil
 import stat
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
 from functools import partial
 from itertools import count
 from pathlib import Path, PurePosixPath
@@ -42,7 +42,7 @@ from heatpipe.disk import (
     text_name,
 )
 from heatpipe.errors import ConfigError, DamagedError, DatasetError, LockedError, UnreadableError
-from heatpipe.layout import Day, Footer
+from heatpipe.layout import Bounds, Day, Footer
 from heatpipe.lock import Lock
 from heatpipe.model import ALL_DAYS, DAY_S, Coverage, Series, Span, Spans, days_of
 from heatpipe.plan import Slab, slab_days
@@ -106,7 +106,7 @@ class Store:
         # a crash may leave a folder that never got its file
         return sorted(day for day, folder in self._day_folders(series) if _is_there(folder / layout.FILE_NAME))
 
-    def files(self, series: Series, days: range = ALL_DAYS) -> list[str]:
+    def files(self, series: Series, days: Container[int] = ALL_DAYS) -> list[str]:
         """Return the files of a series' days, in order: what readers are given, and nothing that lies beside them.
 
         Their names are text as `text_name` makes it.
@@ -295,9 +295,21 @@ class Store:
             return footer.capped
         path = self._path(series, day)
         with read_errors(path):
-            timestamp, levels = layout.decode_points(_read_part(path, _parse_timestamps))
+            timestamp, levels = layout.decode_points(_read_part(path, partial(_parse_columns, ["timestamp"])))
         first, last = np.searchsorted(timestamp, np.array(span) * 1_000_000)
         return layout.count_capped(levels[first:last], series.depth)
+
+    def read_bounds(self, series: Series, day: int) -> Bounds:
+        """Return how far the snapshots of a day reach; no volume is read, and the digest is not checked.
+
+        Raises
+        ------
+        DamagedError, UnreadableError
+            They cannot be read.
+        """
+        path = self._path(series, day)
+        with read_errors(path):
+            return layout.decode_bounds(_read_part(path, partial(_parse_columns, ["timestamp", "price"])))
 
     def covered(self, series: Series, days: Iterable[int]) -> Spans:
         """Return what is covered of some days."""
@@ -686,9 +698,9 @@ def _parse_metadata(source: Any) -> Mapping[bytes, bytes] | None:
     return found
 
 
-def _parse_timestamps(source: Any) -> pa.Table:
+def _parse_columns(names: list[str], source: Any) -> pa.Table:
     file = pq.ParquetFile(source, page_checksum_verification=True)
-    return file.read(columns=["timestamp"], use_threads=False)
+    return file.read(columns=names, use_threads=False)
 
 
 @contextlib.contextmanager
