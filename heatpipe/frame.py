@@ -44,6 +44,14 @@ def scan(
     row is known only from ``timestamp`` + interval on. There is no side: a level above the price of the moment
     liquidates shorts, one below it longs.
 
+    **Rows exist only where volume stands**: a mean over rows, ``group_by(hour, price).mean()``, divides by the
+    snapshots in which the level stood, and is too high. Divide the sum by the number of snapshots known in the hour:
+    of distinct timestamps, and of the intervals that `heatpipe status` counts as empty, which have no rows.
+
+    **Beyond the depth cap is unknown, not zero**: a snapshot with as many rows as `depth` says nothing of prices below
+    its lowest and above its highest. `heatpipe status` counts such snapshots. In a mean leave them out of sum and
+    number alike, or out of those of the prices that they do not reach.
+
     Parameters
     ----------
     root : str, optional

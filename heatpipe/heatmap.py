@@ -131,11 +131,13 @@ def _time_edges(span: Span, interval_s: int) -> NDArray[np.int64]:
 
 def _price_edges(series: Series, span: Span, rows: pl.LazyFrame) -> NDArray[np.float64]:
     """Span the prices that hold most of the volume, in bins that are whole steps of the price grid."""
-    by_price = _collect(series, rows.group_by("price").agg(pl.col("volume").sum()).sort("price"))
+    sums = rows.group_by("price").agg(pl.col("volume").sum(), pl.col("volume").min().alias("least"))
+    by_price = _collect(series, sums.sort("price"))
     if by_price.is_empty():
         raise _no_rows(series, span)
     prices, volume = by_price["price"].to_numpy(), np.minimum(by_price["volume"].to_numpy(), LARGEST)
-    if not ((prices > 0) & (prices < np.inf) & (volume >= 0)).all():  # polars checks no page's checksum
+    # polars checks no page's checksum; a sum with nan is nan, the least of values that are not all nan is not
+    if not ((prices > 0) & (prices < np.inf) & (volume >= 0) & (by_price["least"].to_numpy() >= 0)).all():
         raise DatasetError(f"the rows of {series} hold numbers that cannot be; heatpipe verify names the file")
     if largest := volume.max():
         share = np.cumsum(volume / largest)

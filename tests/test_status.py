@@ -18,7 +18,7 @@ from heatpipe.layout import Day
 from heatpipe.model import Coverage, Series, Snapshots, Span, Spans
 from heatpipe.plan import Horizon
 from heatpipe.status import COUNTS, Tally, take_stock, tally
-from heatpipe.store import PARQUET, Store, encode_file
+from heatpipe.store import Store, encode_file
 from tests.conftest import (
     DATED,
     DAY,
@@ -34,7 +34,7 @@ from tests.conftest import (
     http,
     plain_levels,
 )
-from tests.test_heatmap import put_points
+from tests.test_heatmap import as_before, damage_column, put_points
 
 HOURS = Series("BTC", "HOUR", depth=2)
 EDGE = 24
@@ -258,28 +258,6 @@ def put_capped(root: Path, series: Series = TWO) -> Path:
     points = {minute: [(10.0, 1.0), (20.0, 2.0)] for minute in (0, 10, 20, 30)} | {5: [(10.0, 1.0)], 6: []}
     put_points(root, points, covered=60, series=series)
     return root / layout.day_path(series, TODAY // DAY)
-
-
-def as_before(path: Path) -> None:
-    """Write a file as a heatpipe did that did not count."""
-    table = pq.ParquetFile(path).read()
-    sink = pa.BufferOutputStream()
-    footer = {layout.FOOTER_KEY: table.schema.metadata[layout.FOOTER_KEY]}
-    with pq.ParquetWriter(sink, table.schema.with_metadata(footer), **PARQUET) as writer:
-        writer.write_table(table)
-        writer.add_key_value_metadata({layout.SEAL_KEY: layout.blank_seal()})
-    data = bytearray(sink.getvalue())
-    layout.seal(data)
-    path.write_bytes(data)
-
-
-def damage_column(path: Path, column: int) -> None:
-    """Flip a byte in the first page of a column."""
-    found = pq.read_metadata(path).row_group(0).column(column)
-    first = found.dictionary_page_offset if found.has_dictionary_page else found.data_page_offset
-    data = bytearray(path.read_bytes())
-    data[first + 40] ^= 0xFF
-    path.write_bytes(data)
 
 
 def capped_in(root: Path, span: Span, series: Series = TWO) -> int | None:
