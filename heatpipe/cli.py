@@ -276,12 +276,12 @@ def heatmap(
     os.environ.pop("MPLBACKEND", None)  # it is about windows, and matplotlib would not start with one it does not know
     if not shared.verbose:
         logging.getLogger("matplotlib").setLevel(logging.ERROR)  # its caches are not the picture's reader's business
-    output = os.path.expanduser(output)  # noqa: PTH111 - a shell leaves the ~ of --output=~/x.png alone
-    check_picture(output)
     targets = _targets_on_disk(series, settings)
     if len(targets) != 1:
         names = ", ".join(str(target.series) for target in targets) or f"nothing in {settings.root}"
         raise ConfigError(f"a picture shows one series, not {len(targets)}: {names}; choose with --coin, --unit …")
+    output = os.path.expanduser(output)  # noqa: PTH111 - a shell leaves the ~ of --output=~/x.png alone
+    check_picture(output)
     store = Store(settings.root)
     if not (series.start or series.end or series.last):  # what is on disk, not the time since
         one = targets[0].series

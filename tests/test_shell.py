@@ -15,8 +15,10 @@ import pytest
 
 from heatpipe.client import check_proxies, load_certificates
 from heatpipe.errors import ConfigError
+from heatpipe.model import Series
 from heatpipe.sandbox import Market, Options, Tier, serve
 from tests.conftest import read_tree
+from tests.test_heatmap import put_points
 
 KEYS = {"sandbox-key": Tier("enterprise", 10**6, 10**6, history_days=0)}
 HOUR = ("--coin", "BTC", "--depth", "20", "--start", "2026-06-01", "--end", "2026-06-01T01:00")
@@ -311,6 +313,56 @@ def test_a_working_folder_that_is_gone_is_named_where_it_is_needed(shell: Shell,
     done = shell(gone)  # with an absolute path
     assert done.returncode == {"verify": 1, "update": 2}.get(command, 2 if "heatmap" in command else 0), done.stderr
     assert len(done.stderr.splitlines()) <= 1
+
+
+# Pictures
+
+
+@pytest.fixture
+def dollars(tmp_path: Path) -> str:
+    """Write an hour of a coin called $$, of odd volumes; return the flag that names it."""
+    series = Series("$$")
+    put_points(tmp_path / "data", {minute: [(10.0, 1e308), (20.0, 5e-324)] for minute in range(60)}, 60, series)
+    return "--coin '$$'"
+
+
+def test_a_picture_needs_no_window_no_cache_no_tex_and_no_shell_s_goodwill(
+    shell: Shell, dollars: str, tmp_path: Path
+) -> None:
+    (tmp_path / "matplotlibrc").write_text("text.usetex: True\nfont.family: nothing of that name\n")
+    for variables in (
+        {"MPLBACKEND": "nonsense", "MPLCONFIGDIR": "/proc/nowhere"},
+        {"MPLBACKEND": "qtagg", "MATPLOTLIBRC": str(tmp_path)},
+    ):
+        done = shell(f"heatpipe heatmap {dollars} -o x.png", PYTHONWARNINGS="error", **variables)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
+        (tmp_path / "x.png").unlink()
+
+
+def test_a_picture_that_cannot_be_written_is_told_and_leaves_nothing(
+    shell: Shell, dollars: str, tmp_path: Path
+) -> None:
+    full = shell(f"ulimit -f 4; heatpipe heatmap {dollars} -o x.png", MPLCONFIGDIR="/proc/nowhere")
+    assert one_line(full, 1) == "heatpipe: cannot write x.png: File too large"
+    for name, code, says in (
+        ("nowhere/x.png", 1, "cannot write nowhere/x.png: No such file or directory"),
+        ("x.jpg", 2, "'x.jpg' is none of the pictures that can be drawn: .png, .svg, .pdf"),
+        ("/dev/full", 2, "'/dev/full' is none of the pictures that can be drawn: .png, .svg, .pdf"),
+    ):
+        assert one_line(shell(f"heatpipe heatmap {dollars} -o {name}"), code) == f"heatpipe: {says}"
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+def test_a_damaged_day_beside_the_picture_s_is_told_once(shell: Shell, tmp_path: Path) -> None:
+    put_points(tmp_path / "data", {0: [(10.0, 1.0)]}, 1)
+    day = next((tmp_path / "data").rglob("date=*"))
+    (day.parent / "date=2026-04-01").mkdir()
+    (day.parent / "date=2026-04-01" / "part-0.parquet").write_text("no Parquet")
+    (day.parent / "heatmap").write_text("a stray file")
+    said = one_line(shell("heatpipe heatmap --coin BTC -o x.png"), 0)
+    assert "date=2026-04-01" in said
+    assert "counts as not covered" in said
 
 
 # Proxies and certificates
