@@ -13,9 +13,11 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from heatpipe.layout import CAPPED_KEY, day_path, seal
 from heatpipe.model import Series
 from heatpipe.sandbox import Market, Options, Tier, serve
-from tests.test_heatmap import put_points
+from tests.conftest import DAY, TODAY
+from tests.test_heatmap import as_before, put_points
 
 # Without an end of the history, so that the dates below may grow old.
 KEYS = {"sandbox-key": Tier("enterprise", 10**6, 10**6, history_days=0), "basic-key": Tier("basic", liquidations=False)}
@@ -343,3 +345,24 @@ def test_snapshots_at_the_depth_cap_have_a_column_where_there_are_some(heatpipe:
     assert header.split()[-1] == "capped"
     assert [line.split()[-1] for line in lines] == ["2", "0"]
     assert counted() == [2, 0]
+
+
+def test_a_wrong_count_of_snapshots_at_the_depth_cap_is_told_with_what_to_do(
+    heatpipe: Heatpipe, tmp_path: Path
+) -> None:
+    series = Series("BTC", depth=2)
+    put_points(
+        tmp_path / "data", {minute: [(10.0, 1.0), (20.0, 2.0)] for minute in range(3)}, covered=60, series=series
+    )
+    path = tmp_path / "data" / day_path(series, TODAY // DAY)
+    sound = path.read_bytes()
+    as_before(path)
+    assert heatpipe("verify").stdout.splitlines()[-1].endswith("; all sound")
+    data = bytearray(sound.replace(CAPPED_KEY + b"\x18\x013", CAPPED_KEY + b"\x18\x012"))
+    seal(data)
+    path.write_bytes(data)
+    result = heatpipe("verify")
+    assert (result.returncode, result.stderr) == (3, "")
+    said, _, advice = result.stdout.splitlines()
+    assert said.endswith("part-0.parquet: has 3 snapshots of 2 levels, its key heatpipe.capped says 2")
+    assert "heatpipe backfill --refetch" in advice
