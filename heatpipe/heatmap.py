@@ -304,7 +304,7 @@ def _load_matplotlib() -> None:
     try:
         import matplotlib.figure  # noqa: F401
     except ModuleNotFoundError as exc:
-        raise ConfigError(f"matplotlib is not installed ({exc}): pip install 'heatpipe[plot]'") from exc
+        raise ConfigError("matplotlib is not installed: pip install 'heatpipe[plot]'") from exc
     except (ImportError, OSError, ValueError) as exc:  # what it finds in variables and files of its own
         raise ConfigError(f"matplotlib cannot be loaded: {reason(exc)}; look at MPLBACKEND and MPLCONFIGDIR") from exc
 
