@@ -20,7 +20,7 @@ unexport KIYOTAKA_API_KEY HEATPIPE_API_URL HEATPIPE_DATA HEATPIPE_KEY_HEADER HEA
 	PREFECT_API_URL PREFECT_API_KEY PREFECT_PROFILE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo ui test test-services test-ui lint format bench fuzz soak lock clean
+.PHONY: help setup demo ui test test-lowest test-services test-ui lint format bench fuzz soak lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | while IFS="$$(printf '\t')" read -r t d; do \
@@ -34,8 +34,19 @@ demo: $(READY) ## backfill three coins from the embedded sandbox through Prefect
 ui: $(READY) ## serve Prefect's UI, the flows and the sandbox on loopback, until Ctrl-C
 	@$(BIN)/python -m flows.ui
 
-test: $(READY) ## run all tests
-	@$(BIN)/python -m pytest $(ARGS)
+# In as many processes as there are cores, four at most; the tests of the flows share a server, and so a process.
+SPREAD := -n auto --maxprocesses 4 --dist loadgroup
+test: $(READY) ## run all tests; make test ARGS="-n 0 -x" runs them one by one
+	@$(BIN)/python -m pytest $(SPREAD) $(ARGS)
+
+# Whose code calls the libraries that have a lower bound; the flows' library, Prefect, is bound from both sides.
+LOWEST := $(patsubst %,tests/test_%.py,cli client config decode frame heatmap inflate layout sql store verify)
+test-lowest: $(READY) ## run the tests of what calls our libraries with the lowest versions that the bounds allow
+	@$(BIN)/python -c 'import uv' 2>/dev/null || $(BIN)/pip install --quiet --disable-pip-version-check uv
+	@$(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv-lowest
+	@$(BIN)/uv pip install --quiet --python .venv-lowest/bin/python --resolution lowest-direct \
+		--group lowest --editable '.[all]'
+	@.venv-lowest/bin/python -m pytest -p no:cacheprovider $(SPREAD) $(LOWEST) $(ARGS)
 
 test-services: $(READY) ## run the tests that need PostgreSQL and systemd
 	@$(BIN)/python -m tests.services $(ARGS)
@@ -80,7 +91,7 @@ lock: $(READY) ## write requirements.lock anew from pyproject.toml
 		--output-file requirements.lock pyproject.toml
 
 clean: ## remove what setup, demo and test have made
-	rm -rf $(VENV) .prefect data/demo data/ui .pytest_cache .mypy_cache .ruff_cache .hypothesis .fuzz
+	rm -rf $(VENV) .venv-lowest .prefect data/demo data/ui .pytest_cache .mypy_cache .ruff_cache .hypothesis .fuzz
 
 $(READY): requirements.lock pyproject.toml
 	@if ! [ "$(PYTHON)" ] || ! $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \

@@ -295,16 +295,14 @@ def mortal(tmp_path: Path) -> Mortal:
             return
         for path in (Path(folder), *Path(folder).rglob("*")):
             os.chown(path, 65534, 65534, follow_symlinks=False)
-        barred = [path for path in (tmp_path, *tmp_path.parents) if not path.stat().st_mode & 0o001]  # pytest's own
-        for path in barred:
-            path.chmod(0o711)
+        for path in (tmp_path, *tmp_path.parents):
+            if not path.stat().st_mode & 0o001:  # pytest's own; it stays so, for other tests at this moment
+                path.chmod(0o711)
         os.seteuid(65534)
         try:
             yield
         finally:
             os.seteuid(0)
-            for path in barred:
-                path.chmod(0o700)
 
     return be
 

@@ -239,7 +239,8 @@ def test_a_name_means_its_bytes_whatever_the_locale(tmp_path: Path, encoding: st
     root = os.fsencode(tmp_path / "data-") + "börse".encode(encoding)
     put(os.fsdecode(root), day_of(BTC))
     program = (
-        "import sys, heatpipe; print(heatpipe.connect(sys.argv[1]).sql('FROM liquidations').count('*').fetchall())"
+        "import sys, heatpipe; con = heatpipe.connect(sys.argv[1]); "
+        "print(con.sql('SELECT count(*) FROM liquidations').fetchall())"
     )
     for locale in ({"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}, {"PYTHONUTF8": "1"}):
         ended = subprocess.run(

@@ -5,6 +5,7 @@ many names are many series to whoever fetches them. A gzip stream is put togethe
 the head as a stored block, then the numbers' deflate stream.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -118,11 +119,15 @@ def make_lot(lot: Lot) -> Path:
     if folder.exists():
         return folder
     print(f"making answers for {lot.coins[0]}, once: {folder}", flush=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch, ProcessPoolExecutor() as pool:
-        made = dict(pool.map(partial(_make_window, lot, Path(scratch)), lot.spans(), chunksize=4))
-        (Path(scratch) / "index.json").write_text(json.dumps(made))
-        shutil.copytree(scratch, folder.with_suffix(".part"), dirs_exist_ok=True)
-    folder.with_suffix(".part").rename(folder)
+    scratch = Path(tempfile.mkdtemp(dir=folder.parent))
+    try:
+        with ProcessPoolExecutor() as pool:
+            made = dict(pool.map(partial(_make_window, lot, scratch), lot.spans(), chunksize=4))
+        (scratch / "index.json").write_text(json.dumps(made))
+        with contextlib.suppress(OSError):  # another process was quicker: the answers are the same
+            scratch.rename(folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
     return folder
 
 

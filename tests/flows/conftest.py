@@ -29,6 +29,13 @@ TASK_RUNS_COME_S: Final = 10.0
 """Task runs reach the server's database as events, a moment later."""
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep them all in one process where several run the tests: they share the server."""
+    for item in items:
+        if item.path.parent == Path(__file__).parent:
+            item.add_marker(pytest.mark.xdist_group("flows"))
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
