@@ -188,7 +188,7 @@ def test_a_view_shows_what_has_been_written_since(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", STRANGERS)
 def test_what_is_not_the_datasets_own_is_not_read(tmp_path: Path, name: str, copy: bool) -> None:
     put(tmp_path, day_of(BTC), day_of(BTC, NUMBER - 1), day_of(Series("PURR/USDC")))
-    rows = "SELECT count(*), sum(volume), count(DISTINCT date) FROM liquidations"
+    rows = "SELECT count(*), round(sum(volume), 6), count(DISTINCT date) FROM liquidations"
     chosen = f"{rows} WHERE coin = 'BTC' AND date = '2026-03-31'"
     before = [ask(tmp_path, query) for query in (rows, chosen)]
     put_foreign(tmp_path, name, copy=copy)
