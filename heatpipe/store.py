@@ -12,11 +12,12 @@ import re
 import shutil
 import stat
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
 from functools import partial
 from itertools import count
 from pathlib import Path, PurePosixPath
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -76,6 +77,14 @@ PARQUET: Final[dict[str, Any]] = {
 ROWS_PER_GROUP: Final = 8 * 131_072
 
 
+class _Listed(NamedTuple):
+    """The records of a series, as they were when their folder was changed last."""
+
+    folder: Path
+    changed_ns: int
+    records: list[tuple[Span, str]]  # sorted
+
+
 class Store:
     """The dataset below one root.
 
@@ -89,6 +98,7 @@ class Store:
         self.root = Path(os.path.expanduser(root))  # noqa: PTH111 - a Path raises where there is no such user
         self._disk = Disk()
         self._told: set[str] = set()
+        self._listed: _Listed | None = None
 
     # Reading
 
@@ -584,21 +594,23 @@ class Store:
 
     def quarantined(self, series: Series) -> Spans:
         """Return the spans of a series that were given up and have not come since."""
-        return Spans.of(span for name, span in self._records(series) if name.endswith(".json"))
+        return Spans.of(span for span, name in self._records(series) if name.endswith(".json"))
 
     def release(self, series: Series, span: Span, keep: Collection[Span] = ()) -> None:
         """Drop the records that touch a span and are wholly covered now, but for those to `keep`."""
         kept, folder = frozenset(keep), self._quarantine_folder(series)
-        found = [
-            (name, record)
-            for name, record in self._records(series)
-            if record.end > span.start and record.start < span.end and record not in kept
-        ]
-        covered = self.survey(series, {day for _, record in found for day in days_of(record)})[0].covered
-        with file_errors(folder):
-            for name, record in found:
-                if not Spans((record,)) - covered:
+        records = self._records(series)
+        begin = bisect_left(records, span.start - slab_days(series.interval_s) * DAY_S, key=_start_of)
+        end = bisect_left(records, span.end, key=_start_of)
+        found = [one for one in records[begin:end] if one[0].end > span.start and one[0] not in kept]
+        covered = self.survey(series, {day for record, _ in found for day in days_of(record)})[0].covered
+        gone = [one for one in found if not Spans(one[:1]) - covered]
+        if gone:
+            with file_errors(folder):
+                for _, name in gone:
                     (folder / name).unlink(missing_ok=True)
+            left = set(records[begin:end]).difference(gone)
+            self._listed = _Listed(folder, _changed_ns(folder), [*records[:begin], *sorted(left), *records[end:]])
 
     def set_aside(self, slab: Slab, day: int) -> None:
         """Keep a file that is about to be replaced, beside earlier ones.
@@ -615,17 +627,28 @@ class Store:
             if not os.path.lexists(copy):
                 self._disk.keep_aside(path, copy, self._temporary(copy, slab))
 
-    def _records(self, series: Series) -> Iterator[tuple[str, Span]]:
-        """Yield the files of each record, the answer before what is said of it, and the span in their name."""
+    def _records(self, series: Series) -> "list[tuple[Span, str]]":
+        """Return the files of each record by the span in their name, the answer before what is said of it.
+
+        There may be a hundred thousand, and each slab of a run asks: they are listed anew when the folder has changed.
+        One that was missed, for it came in the same instant, is dropped by the next run.
+        """
         folder = self._quarantine_folder(series)
         longest_s = slab_days(series.interval_s) * DAY_S
         if not is_own(folder, self.root):
-            return
+            return []
+        changed_ns = _changed_ns(folder)
+        if self._listed is not None and self._listed[:2] == (folder, changed_ns):
+            return self._listed.records
+        found: list[tuple[Span, str]] = []
         for name, kind in self.list_folder(PurePosixPath(folder.relative_to(self.root))):
-            found = RECORD_NAME.fullmatch(name) if kind == "file" else None
-            span = Span(int(found[1]), int(found[2])) if found else Span(0, 0)
+            parsed = RECORD_NAME.fullmatch(name) if kind == "file" else None
+            span = Span(int(parsed[1]), int(parsed[2])) if parsed else Span(0, 0)
             if 0 < span.seconds <= longest_s:
-                yield name, span
+                found.append((span, name))
+        found.sort()
+        self._listed = _Listed(folder, changed_ns, found)
+        return found
 
     # Places
 
@@ -651,6 +674,17 @@ class Store:
 
     def _quarantine_folder(self, series: Series) -> Path:
         return self.root / QUARANTINE / layout.series_path(series).relative_to(layout.TABLE)
+
+
+def _changed_ns(folder: Path) -> int:
+    """Return when a folder was changed last; 0 where there is none."""
+    with read_errors(folder), contextlib.suppress(FileNotFoundError):
+        return folder.stat().st_mtime_ns
+    return 0
+
+
+def _start_of(record: tuple[Span, str]) -> int:
+    return record[0].start
 
 
 def encode_file(day: Day) -> bytearray:
