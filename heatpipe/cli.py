@@ -486,9 +486,11 @@ def _targets_on_disk(flags: SeriesFlags, settings: "Settings") -> "list[Target]"
     ]
     if not (flags.start or flags.last):
         return [Target(series, **bounds) for series in choose_coins(found, flags.coin or None)]
-    asked: list[Series] = []
-    for coin in flags.coin or {series.coin for series in found}:
-        asked += [series for series in found if series.coin == coin] or [Series(coin, **parts)]
+    by_coin: dict[str, list[Series]] = {coin: [] for coin in flags.coin}
+    for series in found:
+        if series.coin in by_coin or not flags.coin:
+            by_coin.setdefault(series.coin, []).append(series)
+    asked = (series for coin, some in by_coin.items() for series in some or [Series(coin, **parts)])
     return [Target(series, **bounds) for series in sorted(asked)]
 
 

@@ -350,8 +350,8 @@ class _Waiting:
 
     def others(self, series: Series) -> bool:
         """Whether slabs of another series stand in line."""
-        counted = self._windows_of.items()
-        return any(count and other not in {series, *self._counted_out} for other, count in counted)
+        left_out = {series, *self._counted_out}
+        return any(count and other not in left_out for other, count in self._windows_of.items())
 
     def _count(self, series: Series, windows: int) -> None:
         if series not in self._counted_out:

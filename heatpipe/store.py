@@ -278,7 +278,8 @@ class Store:
             return {}, dict.fromkeys(days, exc)
         found: dict[int, Footer] = {}
         barred: dict[int, UnreadableError] = {}
-        for day in sorted(there.intersection(days if there else ())):
+        wanted = days if isinstance(days, range) else frozenset(days)
+        for day in sorted(day for day in there if day in wanted):
             try:
                 footer = self._sound_footer(series, day)
             except UnreadableError as exc:
@@ -514,8 +515,9 @@ class Store:
             check_own(scratch, home)
             check_way(scratch)
             check_free(scratch, partial(layout.is_temporary_name, slab=slab))
-        days = [folder for day, folder in self._day_folders(series) if day in days_of(slab.span)]
-        for folder in (self.root / layout.series_path(series), self._quarantine_folder(series), *days):
+        days = (self._path(series, day).parent for day in days_of(slab.span))
+        there = filter(os.path.lexists, days)  # a listing would have all of the series' days, for each of its slabs
+        for folder in (self.root / layout.series_path(series), self._quarantine_folder(series), *there):
             check_way(folder)
             check_move(self._home_of(folder) / TMP, folder)
 

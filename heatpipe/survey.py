@@ -1,7 +1,7 @@
 """What is wanted against what is on disk: which series are meant, a plan, whether it may be done. Spends nothing."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from difflib import get_close_matches
 from typing import Final
 
@@ -197,7 +197,8 @@ def leave_out_retired(targets: Iterable[Target], settings: Settings) -> list[Tar
         All of them are.
     """
     found = list(targets)
-    left = [target for target in found if target.series.coin not in settings.retired]
+    retired = frozenset(settings.retired)
+    left = [target for target in found if target.series.coin not in retired]
     if found and not left:
         raise ConfigError(
             f"nothing to update: {', '.join(sorted({target.series.coin for target in found}))} are retired "
@@ -293,8 +294,9 @@ def choose_series(
         if wanted is not None:
             _check_found(part, wanted, there)
             left = [series for series in left if getattr(series, part) == wanted]
+    coins = {series.coin for series in left}
     for one in [] if coin is None or isinstance(coin, str) else coin:
-        if one not in {series.coin for series in left}:
+        if one not in coins:
             raise ConfigError(f"no {one} in the dataset with {left[0].interval}, {left[0].unit}, depth {left[0].depth}")
     return left
 
@@ -303,15 +305,18 @@ def choose_coins(found: Sequence[Series], coins: Sequence[str] | None) -> list[S
     """Return the series of some coins, or of all; an unknown one raises a ConfigError that names the nearest."""
     if coins is not None and not coins:
         raise ConfigError("the list of coins is empty")
-    for coin in coins or ():
-        _check_found("coin", coin, {series.coin for series in found})
-    return [series for series in found if coins is None or series.coin in coins]
+    if coins is None:
+        return list(found)
+    there, wanted = {series.coin for series in found}, frozenset(coins)
+    for coin in coins:
+        _check_found("coin", coin, there)
+    return [series for series in found if series.coin in wanted]
 
 
-def _check_found(part: str, wanted: str | int, there: Iterable[str | int]) -> None:
-    names = {str(value): value for value in there}
-    if wanted in names.values():
+def _check_found(part: str, wanted: str | int, there: Collection[str | int]) -> None:
+    if wanted in there:
         return
+    names = {str(value): value for value in there}
     near = get_close_matches(str(wanted).upper(), {name.upper(): name for name in names}, n=3, cutoff=0.5)
     nearest = [name for name in sorted(names) if name.upper() in near] or sorted(names)[:10]
     there_is = f"there is {', '.join(nearest)}" if nearest else "it is empty"

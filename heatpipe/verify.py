@@ -147,16 +147,18 @@ def verify_files(store: Store, chosen: Iterable[Choice] | None = None, *, on_fil
     """
     found = dict.fromkeys(_walk(store, chosen))  # series may be chosen twice
     files = [one for one in found if isinstance(one, _DayFile)]
-    total = Findings(problems=tuple(one for one in found if isinstance(one, Problem)))
+    total = Findings()
+    problems = [one for one in found if isinstance(one, Problem)]
     pool = ThreadPoolExecutor(THREADS, "verify")
     try:
         for done, judged in enumerate(pool.map(partial(_verify_file, store), files), 1):
-            total += judged
+            total += replace(judged, problems=())  # a sum would copy all of them for each
+            problems += judged.problems
             if on_file is not None:
                 on_file(done, len(files))
     finally:
         pool.shutdown(cancel_futures=True)
-    return replace(total, problems=tuple(sorted(total.problems)))
+    return replace(total, problems=tuple(sorted(problems)))
 
 
 # The tree
