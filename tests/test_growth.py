@@ -8,16 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from heatpipe import cli
 from heatpipe.config import Settings, Target
 from heatpipe.fetch import Crew
 from heatpipe.heatmap import build_heatmap
 from heatpipe.ingest import carry_out, tidy
 from heatpipe.layout import Day, day_path
 from heatpipe.model import Coverage, Series, Snapshots, Span, Spans, day_span
+from heatpipe.plan import plan_slabs
 from heatpipe.report import Progress
 from heatpipe.status import take_stock
 from heatpipe.store import Store, encode_file
-from heatpipe.survey import check_plan, make_plan, make_update_plan
+from heatpipe.survey import check_plan, choose_series, leave_out_retired, make_plan, make_update_plan
 from tests.conftest import DAY, MINUTE, NOW_S, TODAY, Clock, MakeSettings, MakeUpstream, count_lines, honest
 
 BTC = Series("BTC")
@@ -152,3 +154,93 @@ def test_a_plan_with_nothing_to_do_lists_the_records_of_a_series_once(tmp_path: 
     sys.addaudithook(count)
     tidy(plan, Store(chosen.root))
     assert list(listed.values()) == [1] * coins
+
+
+def test_records_of_many_slabs_are_listed_once_and_dropped_slab_by_slab(tmp_path: Path) -> None:
+    """What is dropped changes the folder, and that alone is no reason to list it anew."""
+    listed: Counter[str] = Counter()
+
+    def count(event: str, arguments: tuple[object, ...]) -> None:
+        if event == "os.scandir" and "/_quarantine/" in str(arguments[0]):
+            listed[str(arguments[0])] += 1
+
+    def work(days: int) -> int:
+        root, records = tmp_path / str(days), 20
+        folder = root / "_quarantine" / day_path(BTC, 0).parent.parent.relative_to("liquidations")
+        folder.mkdir(parents=True)
+        for day in range(1, days + 1):
+            put_day(root, BTC, TODAY // DAY - day)
+            for at in range(TODAY - day * DAY, TODAY - day * DAY + records * MINUTE, MINUTE):
+                (folder / f"{at}-{at + MINUTE}.json").write_text("{}")
+        late = TODAY - days * DAY - MINUTE
+        (folder / f"{late}-{late + 2 * MINUTE}.json").write_text("{}")
+        store, chosen = Store(str(root)), Settings(root=str(root))
+        plan = make_plan([Target(BTC, *span_of(days))], store, chosen, NOW_S)
+        lines = count_lines(lambda: tidy(plan, store))
+        assert [path.name for path in folder.iterdir()] == [f"{late}-{late + 2 * MINUTE}.json"], "half of it is missing"
+        assert listed[str(folder)] == 1
+        assert store.quarantined(BTC) == Spans((Span(late, late + 2 * MINUTE),))
+        (folder / f"{TODAY}-{TODAY + MINUTE}.json").write_text("{}")
+        assert store.quarantined(BTC).seconds == 3 * MINUTE, "what another process writes is seen"
+        return lines
+
+    sys.addaudithook(count)
+    work(1)
+    assert work(200) < 2.5 * work(100)
+
+
+def test_a_slab_is_locked_in_the_same_time_however_long_its_series_is(tmp_path: Path) -> None:
+    def work(days: int) -> int:
+        root = tmp_path / str(days)
+        for number in range(1, days + 1):
+            (root / day_path(BTC, TODAY // DAY - number)).parent.mkdir(parents=True)
+        [slab, *_] = plan_slabs(BTC, Span(TODAY - 60 * DAY, TODAY - 59 * DAY))
+
+        def lock() -> None:
+            with Store(str(root)).lock(slab):
+                pass
+
+        return count_lines(lock)
+
+    work(60)
+    assert work(600) < 1.1 * work(100)
+
+
+def test_days_that_are_not_there_cost_nothing(tmp_path: Path) -> None:
+    put_day(tmp_path, BTC, TODAY // DAY)
+    assert Store(str(tmp_path)).covered(BTC, range(10**12)) == Spans((day_span(TODAY // DAY),))
+
+
+class Name(str):
+    """A coin's name that counts how often it is compared."""
+
+    __slots__ = ()
+    compared = 0
+
+    def __eq__(self, other: object) -> bool:
+        Name.compared += 1
+        return str.__eq__(self, other)
+
+    __hash__ = str.__hash__
+
+
+def test_many_coins_are_looked_up_and_not_searched_for(tmp_path: Path) -> None:
+    names = [Name(f"C{number}") for number in range(400)]
+    series = [Series(str(name)) for name in names]
+    targets = [Target(one) for one in series]
+    assert choose_series(series, names) == series
+    assert leave_out_retired(targets, Settings(retired=tuple(names[1:]))) == targets[:1]
+    assert Name.compared < 10 * len(names)
+
+    def work(coins: int) -> int:
+        root = tmp_path / str(coins)
+        for one in series[:coins]:
+            (root / day_path(one, 0)).parent.parent.mkdir(parents=True)
+        chosen, flags = Settings(root=str(root)), cli.SeriesFlags(last="1d")
+        found: list[Target] = []
+        lines = count_lines(lambda: found.extend(cli._targets_on_disk(flags, chosen)))
+        assert [target.series for target in found] == sorted(series[:coins])
+        return lines
+
+    work(1)
+    assert work(400) < 2.5 * work(200)
