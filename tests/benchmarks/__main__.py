@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from tests.benchmarks import budget, flow, memory, planning, queries, stages, whole
+from tests.benchmarks import budget, flow, growth, memory, planning, queries, stages, whole
 from tests.benchmarks.table import Row, lay_out
 
 PARTS: dict[str, Callable[[int], Iterable[Row]]] = {
@@ -25,6 +25,11 @@ PARTS: dict[str, Callable[[int], Iterable[Row]]] = {
     budget.SUSTAINED_NAME: budget.measure_sustained,
     planning.NAME: planning.measure_planning,
     planning.START_NAME: planning.measure_start,
+    growth.YEARS_NAME: growth.measure_years,
+    growth.COINS_NAME: growth.measure_coins,
+    growth.RECORDS_NAME: growth.measure_records,
+    growth.FILE_NAME: growth.measure_file,
+    growth.SANDBOX_NAME: growth.measure_sandbox,
     flow.NAME: flow.measure_flow,
 }
 

@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 from heatpipe.model import Series, Span, Spans, Window
@@ -86,6 +86,9 @@ DEEP = Lot(coins_named("DEEP", 16), "BTC", 3.0, (10 * WINDOW_S,))
 QUIET = Lot(coins_named("QUIET", 7), "BTC", 0.1, (15 * WINDOW_S,))
 TINY = Lot(("TINY",), "BTC", 0.05, (2 * WINDOW_S,))
 LOTS = {lot.coins[0]: lot for lot in (BTC, DEEP, QUIET, TINY)}
+PLAIN = "PLAIN"
+"""Begins the names of coins of which any span is answered, with one level a snapshot."""
+PLAIN_DEPTH = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +158,21 @@ def _make_window(lot: Lot, folder: Path, span: Span) -> tuple[str, dict[str, str
     name = f"{span.start}-{span.end}"
     (folder / name).write_bytes(deflate.compress(numbers) + deflate.flush())
     return name, {coin: _trailer(_head(coin), numbers).hex() for coin in lot.coins}
+
+
+def make_plain(coin: str, span: Span) -> Body:
+    """Make an answer up for a coin whose name begins with `PLAIN`."""
+    numbers, deflated = _plain_numbers(span)
+    return Body(_gzip_head(_head(coin)), deflated, _trailer(_head(coin), numbers))
+
+
+@lru_cache(maxsize=1024)
+def _plain_numbers(span: Span) -> tuple[bytes, bytes]:
+    """Return the numbers and what ends their document, and the same deflated."""
+    points = ",".join(f"1,{at}000000,100,1.5" for at in range(*span, MINUTE_S))
+    numbers = f"{points}]}}]}}".encode()
+    deflate = zlib.compressobj(app.GZIP_LEVEL, wbits=-zlib.MAX_WBITS)
+    return numbers, deflate.compress(numbers) + deflate.flush()
 
 
 def _head(coin: str) -> bytes:

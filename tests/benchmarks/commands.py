@@ -2,17 +2,21 @@
 
 import json
 import os
+import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.bodies import START
+from heatpipe.model import Series, Span
+from heatpipe.plan import Slab, plan_slabs
+from tests.benchmarks.bodies import DAY_S, START, folder_of_all
 from tests.benchmarks.measure import Usage, measure_command
+from tests.benchmarks.table import Row, pair
 from tests.benchmarks.upstream import KEY, PLENTY
 
 HEATPIPE = (sys.executable, "-m", "heatpipe")
@@ -84,6 +88,34 @@ def run_peer(peer: str, url: str, coin: str, seconds: int) -> Run:
         command = [sys.executable, "-m", f"tests.benchmarks.peers.{peer}", url, root, coin, str(seconds)]
         usage = measure_command(command, environment(url))
     return Run(usage, int(usage.stdout.split()[-1]), {})
+
+
+def time_rows(number: int, name: str, work: str, bar_s: float, usages: Sequence[Usage]) -> Iterator[Row]:
+    """Give the median wall time with its bar, and the CPU time without one: other programs share the clock."""
+    wall, cpu = ([getattr(usage, what) for usage in usages] for what in ("wall_s", "cpu_s"))
+    limits = [bar_s] * len(usages)
+    yield Row(number, name, work, unit="s", against="limit", bar=1.0, **pair(wall, limits))
+    yield Row(None, name, f"{work}, CPU", unit="CPU s", against="limit", **pair(cpu, limits))
+
+
+def make_once(name: str, write: Callable[[Path], None]) -> Path:
+    """Return a root of this name in the folder of all; write it first where that was not done before."""
+    root = folder_of_all() / name
+    if not root.exists():
+        print(f"writing day files, once: {root}", flush=True)
+        scratch = root.with_suffix(".part")
+        shutil.rmtree(scratch, ignore_errors=True)
+        write(scratch)
+        scratch.rename(root)
+    return root
+
+
+def days_in(series: Series, span: Span) -> Iterator[tuple[Slab, int]]:
+    """Give the days of a span, counted from the epoch, each with its slab."""
+    for slab in plan_slabs(series, span):
+        part = slab.span.clip(span)
+        for number in range(part.start // DAY_S, part.end // DAY_S):
+            yield slab, number
 
 
 @contextmanager

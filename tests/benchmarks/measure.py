@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -16,12 +17,13 @@ LONGEST_S = 600
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What a process and the children it waited for took, and what it said on stdout."""
+    """What a process and the children it waited for took, and what it said."""
 
     wall_s: float
     cpu_s: float
     peak_bytes: int
     stdout: str
+    stderr: str = ""
 
 
 def measure_command(command: Sequence[str], environment: Mapping[str, str] | None = None) -> Usage:
@@ -38,7 +40,13 @@ def measure_command(command: Sequence[str], environment: Mapping[str, str] | Non
         )
         if done.returncode:
             raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
-        return Usage(**json.loads(usage.read_text()), stdout=done.stdout)
+        return Usage(**json.loads(usage.read_text()), stdout=done.stdout, stderr=done.stderr)
+
+
+def peak_of(process: int) -> int:
+    """Return the peak of a running process's memory in bytes; Linux tells."""
+    [peak_kib] = re.findall(r"VmHWM:\s+([0-9]+) kB", Path(f"/proc/{process}/status").read_text())
+    return int(peak_kib) * 1024
 
 
 def cpu_seconds(call: Callable[[], object]) -> float:

@@ -1,7 +1,7 @@
 """The upstream of the benchmarks: answers that were made before, from a process of its own, next to no work for each.
 
 ``python -m tests.benchmarks.upstream LOT … [--per-minute W --burst W] [--latency S]`` says its URL and serves until its
-stdin ends. ``/count`` tells what it has answered.
+stdin ends. ``/count`` tells what it has answered, ``/times`` when.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from urllib.request import ProxyHandler, build_opener
 from heatpipe.model import Span
 from heatpipe.sandbox.app import DATA_TYPE, KEY_HEADER
 from heatpipe.upstream import LIQUIDATIONS
-from tests.benchmarks.bodies import LOTS, MINUTE_S, Body, read_lot
+from tests.benchmarks.bodies import LOTS, MINUTE_S, PLAIN, PLAIN_DEPTH, Body, make_plain, read_lot
 
 KEY = "bench-key"
 PLENTY = 10**9
@@ -38,9 +38,17 @@ class Running:
 
     def count(self) -> dict[str, int]:
         """Return how many requests it has answered, and how many refused, by status."""
-        with build_opener(ProxyHandler({})).open(f"{self.url}/count", timeout=10) as answer:
-            found: dict[str, int] = json.load(answer)
+        found: dict[str, int] = self._ask("count")
         return found
+
+    def times(self) -> list[float]:
+        """Return when it has answered each request, in seconds of its own monotonic clock."""
+        found: list[float] = self._ask("times")
+        return found
+
+    def _ask(self, what: str) -> Any:
+        with build_opener(ProxyHandler({})).open(f"{self.url}/{what}", timeout=10) as answer:
+            return json.load(answer)
 
 
 @contextmanager
@@ -91,15 +99,18 @@ class _Server(socketserver.ThreadingTCPServer):
 
     def __init__(self, lots: Sequence[str], bucket: _Bucket, latency_s: float) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.bodies = {(coin, span): body for lot in lots for coin, span, body in read_lot(LOTS[lot])}
+        self.bodies = {(coin, span): body for lot in lots if lot in LOTS for coin, span, body in read_lot(LOTS[lot])}
         self.bucket = bucket
         self.latency_s = latency_s
         self.counts: dict[str, int] = {}
+        self.times: list[float] = []
         self.guard = threading.Lock()
 
     def count(self, status: HTTPStatus) -> None:
         with self.guard:
             self.counts[str(status.value)] = self.counts.get(str(status.value), 0) + 1
+            if status == HTTPStatus.OK:
+                self.times.append(time.monotonic())
 
     def handle_error(self, *_: object) -> None:
         """Say nothing: a client that hangs up is no news."""
@@ -119,8 +130,9 @@ class _Handler(socketserver.StreamRequestHandler):
 
     def _answer(self, target: str, headers: dict[str, str]) -> None:
         path, query = urlsplit(target).path, dict(parse_qs(urlsplit(target).query))
-        if path == "/count":
-            self._send(HTTPStatus.OK, json.dumps(self.server.counts).encode())
+        if path in ("/count", "/times"):
+            told = self.server.counts if path == "/count" else self.server.times
+            self._send(HTTPStatus.OK, json.dumps(told).encode())
             return
         status, body, more = self._find({name: values[0] for name, values in query.items()}, headers)
         self.server.count(status)
@@ -135,9 +147,12 @@ class _Handler(socketserver.StreamRequestHandler):
         if headers.get(KEY_HEADER.lower()) != KEY:
             return HTTPStatus.UNAUTHORIZED, {"error": "INVALID_API_KEY", "message": "Invalid API key"}, ""
         start, seconds = int(asked["from"]), int(asked["period"])
-        body = self.server.bodies.get((asked["coin"], Span(start, start + seconds)))
+        span, depth = Span(start, start + seconds), 1500
+        body = self.server.bodies.get((asked["coin"], span))
+        if asked["coin"].startswith(PLAIN):
+            body, depth = make_plain(asked["coin"], span), PLAIN_DEPTH
         fitting = asked["type"] == DATA_TYPE and asked["interval"] == "MINUTE" and asked["flatten"] == "true"
-        if body is None or not fitting or asked["maxDepth"] != "1500" or "gzip" not in headers["accept-encoding"]:
+        if body is None or not fitting or asked["maxDepth"] != str(depth) or "gzip" not in headers["accept-encoding"]:
             return HTTPStatus.BAD_REQUEST, {"error": "INVALID_PARAMS", "message": f"nothing was made for {asked}"}, ""
         wait_s = ceil(self.server.bucket.spend(LIQUIDATIONS.weigh(seconds // MINUTE_S, 1500)))
         if wait_s:
@@ -158,7 +173,7 @@ class _Handler(socketserver.StreamRequestHandler):
 def main() -> None:
     """Serve until stdin ends."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.upstream", description=__doc__)
-    parser.add_argument("lots", nargs="+", choices=LOTS)
+    parser.add_argument("lots", nargs="+", choices=(*LOTS, PLAIN))
     parser.add_argument("--per-minute", type=float, default=PLENTY)
     parser.add_argument("--burst", type=float, default=PLENTY)
     parser.add_argument("--latency", type=float, default=0.0)
