@@ -63,7 +63,7 @@ from heatpipe.sandbox.faults import (
     Strike,
     Text,
 )
-from heatpipe.sandbox.market import INCLUDED_DEPTH, Market, Points
+from heatpipe.sandbox.market import CHUNK_POINTS, INCLUDED_DEPTH, Market, Points
 from heatpipe.sandbox.wire import BadlySent, Protocol, Written
 
 logger = logging.getLogger(__name__)
@@ -112,7 +112,9 @@ PARAMETER_BYTES = 100
 BODY_BYTES = 1 << 20
 """A body that is larger waits for its reader in a temporary file."""
 CUT_POINTS = 1000
-"""Of a longer answer the market is asked for so many points at a time."""
+"""For an answer of so many points the market is asked once; for a longer one, chunk by chunk."""
+TEXT_POINTS = 64
+"""So many snapshots are written down at a time: their numbers take much room on the way to text."""
 MAKERS = 8
 """So many bodies are made at a time."""
 M_MMAP_THRESHOLD = -3
@@ -624,7 +626,7 @@ def _body(
     A damage alone looks at all snapshots; else no more than a cut of them is in memory.
     """
     end_s = min(query.start_s + query.period_s, published_s)
-    cut_s = CUT_POINTS * query.interval_s
+    cut_s = (CUT_POINTS if query.period_s <= CUT_POINTS * query.interval_s else CHUNK_POINTS) * query.interval_s
     starts = range(query.start_s, end_s, cut_s)
     cuts = (
         market.snapshots(
@@ -686,9 +688,15 @@ def _document(query: _Query, cuts: Iterable[Points], key: str = "") -> Document:
     )
 
 
-def _snapshots(query: _Query, points: Points) -> list[str]:
+def _snapshots(query: _Query, points: Points) -> Iterator[str]:
     """Each snapshot as text, in the order of the answer."""
-    return (_flat(points) if query.flatten else _nested(points))[:: -1 if query.descending else 1]
+    starts = np.concatenate(([0], np.cumsum(points.levels)))
+    order = -1 if query.descending else 1
+    for first in range(0, len(points.levels), TEXT_POINTS)[::order]:
+        some = slice(first, first + TEXT_POINTS)
+        rows = slice(starts[some][0], starts[1:][some][-1])
+        few = Points(points.timestamp_us[some], points.levels[some], points.price[rows], points.volume[rows])
+        yield from (_flat(few) if query.flatten else _nested(few))[::order]
 
 
 def _flat(points: Points) -> list[str]:

@@ -134,6 +134,7 @@ class Market:
         if self.gaps:
             minutes = minutes[~_left_out(self.seed, coin, minutes)]
         listing = listing_of(coin)
+        stamps = minutes * (MINUTE_S * 1_000_000)
         levels, price, volume = [np.zeros(0, np.int64)], [np.zeros(0)], [np.zeros(0)]
         with _ONE_AT_A_TIME:
             for i in range(0, len(minutes), CHUNK_POINTS):
@@ -143,8 +144,7 @@ class Market:
                 volume.append(_as_summed(chunk.tick, chunk.stock, listing.size_decimals))
                 if usd:
                     volume[-1] *= price[-1]
-        stamps = minutes * (MINUTE_S * 1_000_000)
-        return Points(stamps, np.concatenate(levels), np.concatenate(price), np.concatenate(volume))
+            return Points(stamps, np.concatenate(levels), np.concatenate(price), np.concatenate(volume))
 
 
 @dataclass(frozen=True, slots=True)

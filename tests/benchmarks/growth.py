@@ -100,7 +100,7 @@ def _write_years(days: int, root: Path) -> None:
         absent = Spans.of((at, at + MINUTE_S) for at in range(day.start, day.start + ABSENT_A_DAY * every, every))
         covered = Spans((day,))
         stamps = np.array([at for part in covered - absent for at in range(*part, MINUTE_S)], np.int64)
-        price, ones = 100.0 + stamps // MINUTE_S % 50, np.ones(len(stamps))
+        price, ones = 100 + (stamps // MINUTE_S % 50).astype(np.float64), np.ones(len(stamps))
         snapshots = Snapshots(stamps * 1_000_000, ones.astype(np.int64), price, ones)
         store.write_day(Day(YEARS, number, snapshots, Coverage(covered, absent)), slab)
 
