@@ -269,7 +269,7 @@ def heatmap(
     """
     from heatpipe.config import Target
     from heatpipe.heatmap import build_heatmap, check_picture, draw_heatmap
-    from heatpipe.status import take_stock
+    from heatpipe.status import choose_span, take_stock
     from heatpipe.store import Store
 
     settings = _settings(shared)
@@ -283,16 +283,17 @@ def heatmap(
     output = os.path.expanduser(output)  # noqa: PTH111 - a shell leaves the ~ of --output=~/x.png alone
     check_picture(output)
     store = Store(settings.root)
+    [target], now = targets, time.time()
     if not (series.start or series.end or series.last):  # what is on disk, not the time since
-        one = targets[0].series
-        covered = store.covered(one, store.days(one))
-        targets = [Target(one, *covered.hull)] if covered else targets
-    tally = take_stock(store, targets, settings, time.time(), last_s=_last(series))[0]
-    draw_heatmap(build_heatmap(settings.root, tally.series, tally.span, store=store), output)
+        covered = store.hull(target.series)
+        target = target if covered is None else Target(target.series, *covered)
+    span, _ = choose_span(store, target, settings, now, last_s=_last(series))
+    draw_heatmap(build_heatmap(settings.root, target.series, span, store=store), output)
     if shared.json:
+        [tally] = take_stock(store, [Target(target.series, *span)], settings, now)
         _print_json({"output": output, **tally.as_document()})
     elif not shared.quiet:
-        print(f"{output}: {tally.series}, {tally.span}")
+        print(f"{output}: {target.series}, {span}")
     return DONE
 
 

@@ -126,13 +126,26 @@ def take_stock(
     ConfigError
         A span holds no whole interval.
     """
-    horizon = settings.horizon(now)
-    return [_stock(store, target, horizon, last_s, capped) for target in targets]
+    return [_stock(store, target, settings, now, last_s=last_s, capped=capped) for target in targets]
 
 
-def _stock(store: Store, target: Target, horizon: Horizon, last_s: int | None, capped: bool) -> Tally:
+def choose_span(
+    store: Store, target: Target, settings: Settings, now: float, *, last_s: int | None = None
+) -> tuple[Span, list[UnreadableError]]:
+    """Return the span of a target that is counted, on the series' grid, and what could not be read to find it.
+
+    Parameters
+    ----------
+    store, target, settings, now, last_s
+        As `take_stock`, of one target.
+
+    Raises
+    ------
+    ConfigError
+        It holds no whole interval.
+    """
     series, step = target.series, target.series.interval_s
-    closed_end = horizon.closed_end(step)
+    closed_end = settings.horizon(now).closed_end(step)
     start = target.start
     unreadable: list[UnreadableError] = []
     if start is None and last_s is None:
@@ -146,6 +159,12 @@ def _stock(store: Store, target: Target, horizon: Horizon, last_s: int | None, c
     span = Span(-(-wanted.start // step) * step, wanted.end // step * step)
     if span.seconds < 0 or wanted.seconds < 0:
         raise ConfigError(f"the span {wanted} holds no whole interval of {series.interval}")
+    return span, unreadable
+
+
+def _stock(store: Store, target: Target, settings: Settings, now: float, *, last_s: int | None, capped: bool) -> Tally:
+    series = target.series
+    span, unreadable = choose_span(store, target, settings, now, last_s=last_s)
     footers, barred = store.footers(series, days_of(span))
     coverage = Coverage.union([footer.coverage for footer in footers.values()])
     unreadable += barred.values()
@@ -154,7 +173,7 @@ def _stock(store: Store, target: Target, horizon: Horizon, last_s: int | None, c
         failed = store.quarantined(series)
     except UnreadableError as exc:
         unreadable.append(exc)
-    counted = tally(series, span, coverage, failed, horizon)
+    counted = tally(series, span, coverage, failed, settings.horizon(now))
     if capped:
         counted = replace(counted, capped=_count_capped(store, footers, span, unreadable))
     return replace(counted, unreadable=tuple(dict.fromkeys(map(str, unreadable))))

@@ -218,6 +218,21 @@ class Store:
                     return covered.hull.end
         return None
 
+    def hull(self, series: Series) -> Span | None:
+        """Return the span from the first covered instant on disk to the last; None where there is none.
+
+        Raises
+        ------
+        UnreadableError
+            The first day or the last cannot be read now.
+        """
+        days = self.days(series)
+        first, last = (
+            next(filter(None, (self.coverage(series, day).covered for day in order)), None)
+            for order in (days, reversed(days))
+        )
+        return None if first is None or last is None else Span(first.hull.start, last.hull.end)
+
     def has_rows(self, series: Series) -> bool:
         """Whether any day of a series on disk has a row."""
         for day in reversed(self._days_that_tell(series)):
@@ -606,7 +621,8 @@ class Store:
         end = bisect_left(records, span.end, key=_start_of)
         found = [one for one in records[begin:end] if one[0].end > span.start and one[0] not in kept]
         covered = self.survey(series, {day for record, _ in found for day in days_of(record)})[0].covered
-        gone = [one for one in found if not Spans(one[:1]) - covered]
+        lacking = Spans.of(record for record, _ in found) - covered
+        gone = [one for one in found if not lacking.within(one[0])] if lacking else found
         if gone:
             with file_errors(folder):
                 for _, name in gone:
