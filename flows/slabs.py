@@ -24,7 +24,7 @@ from heatpipe import cli
 from heatpipe.config import Settings
 from heatpipe.errors import HeatpipeError, IncompleteError, Stopped
 from heatpipe.fetch import Crew, Stop
-from heatpipe.ingest import Standing, carry_out, report_obstacles, tidy
+from heatpipe.ingest import Standing, carry_out, check_places, report_obstacles, tidy
 from heatpipe.model import Series, show_time
 from heatpipe.plan import Plan, SlabPlan
 from heatpipe.progress import show_bytes, show_seconds
@@ -250,6 +250,7 @@ def _carry_out(flow: str, plan: Plan, store: Store, settings: Settings, *, named
     """Fill the slabs, give an account of them, and say how it went."""
     began = time.monotonic()
     tidy(plan, store)
+    check_places(plan, store)
     left_out = report_obstacles(plan)
     if not plan.requests and not left_out.failures:
         done = f"nothing to fetch: {plan.intervals - plan.missing:,} intervals are on disk already"

@@ -8,7 +8,8 @@ import errno
 import logging
 import os
 import stat
-from collections.abc import Callable, Iterator
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -24,10 +25,11 @@ LOG: Final = logging.getLogger("heatpipe")
 
 
 class Disk:
-    """The file system of one dataset. Lives for what is to be told only once."""
+    """The file system of one dataset. Lives for what is to be told, and listed, only once."""
 
     def __init__(self) -> None:
         self._told = False
+        self._names: dict[Path, frozenset[str]] = {}
 
     def put(
         self, path: Path, data: bytes | bytearray, temporary: Path, may_replace: Callable[[], bool] = lambda: True
@@ -75,6 +77,34 @@ class Disk:
         self.make_folders(folder.parent)
         folder.mkdir(exist_ok=True)
         self.sync_folder(folder.parent)
+
+    def spelling(self, folder: Path, name: str) -> str | None:
+        """Return how what a name leads to is spelt in its folder; None where it leads nowhere.
+
+        That is another spelling only where the file system folds case, or forms of Unicode. A folder is listed once,
+        and again for a name that was not in it then.
+        """
+        if name in self._names.get(folder, ()):
+            return name
+        try:
+            (folder / name).stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        self._names[folder] = frozenset(os.listdir(folder))  # noqa: PTH208 - names, not paths
+        return other_spelling(name, self._names[folder]) or name
+
+    def are_one(self, one: Path, other: Path) -> bool:
+        """Whether two folders that need not be there are one to the file system; tries it, and leaves nothing."""
+        if one.exists() or other.exists():
+            return one.exists() and other.exists() and one.samefile(other)
+        made = [folder for folder in (one, *one.parents) if not folder.exists()]
+        try:
+            one.mkdir(parents=True, exist_ok=True)
+            return other.exists()
+        finally:
+            for folder in made:
+                with contextlib.suppress(OSError):  # by now somebody has put something there
+                    folder.rmdir()
 
     def sync_folder(self, folder: Path) -> None:
         """See that the names in a folder last; where the file system does not know how, say so, once."""
@@ -256,6 +286,21 @@ def _mounted_apart(one: Path, other: Path) -> bool:
     except OSError as exc:
         return exc.errno == errno.EXDEV
     return False
+
+
+# Names
+
+
+def other_spelling(name: str, names: Iterable[str]) -> str | None:
+    """Return for which of a folder's names a file system that folds them takes a name, unless it is one of them."""
+    there = set(names)
+    folded = fold_name(name)
+    return None if name in there else next((other for other in sorted(there) if fold_name(other) == folded), None)
+
+
+def fold_name(name: str) -> str:
+    """Return what all spellings of a name have in common that differ in case, or in the form of Unicode, alone."""
+    return unicodedata.normalize("NFD", unicodedata.normalize("NFD", name).casefold())
 
 
 # What is said

@@ -278,8 +278,7 @@ def carry_out(
     """
     tidy(plan, store)
     slabs = [slab for slab in plan.slabs if slab.requests]
-    for series in {slab.slab.series for slab in slabs}:
-        store.check_series(series)
+    check_places(plan, store)
     run = _Run(
         crew,
         store,
@@ -291,6 +290,20 @@ def carry_out(
         standing=standing or Standing(),
     )
     return report_obstacles(plan) + run.carry_out()
+
+
+def check_places(plan: Plan, store: Store) -> None:
+    """Refuse, before anything is paid for, a plan whose files cannot be put where they belong.
+
+    Raises
+    ------
+    DatasetError
+        Names the place, and what is wrong with it.
+    """
+    asked = {slab.slab.series for slab in plan.slabs if slab.requests}
+    for series in sorted(asked):
+        store.check_series(series)
+    store.check_apart(asked)
 
 
 def report_obstacles(plan: Plan) -> Report:

@@ -13,11 +13,12 @@ import shutil
 import stat
 import time
 from bisect import bisect_left
+from collections import defaultdict
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
 from functools import partial
 from itertools import count
 from pathlib import Path, PurePosixPath
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, NoReturn, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -32,6 +33,7 @@ from heatpipe.disk import (
     check_own,
     check_way,
     file_errors,
+    fold_name,
     holds_only,
     is_missing,
     is_own,
@@ -99,6 +101,7 @@ class Store:
         self._disk = Disk()
         self._told: set[str] = set()
         self._listed: _Listed | None = None
+        self._spelt: set[PurePosixPath] = set()
 
     # Reading
 
@@ -149,9 +152,44 @@ class Store:
             raise DatasetError(f"{path} is no dataset: there is no folder {layout.TABLE}/ in it", str(path))
 
     def _day_folders(self, series: Series) -> Iterator[tuple[int, Path]]:
+        self.check_spelling(series)
         folder = self.root / layout.series_path(series)
-        for day, name in _parts(folder, "date"):
+        names = _names_in(folder)
+        for day, name in _parse_names(names, "date"):
             yield int(day), folder / name
+        for meant in {name.lower() for name in names}.difference(names):
+            if any(_parse_names([meant], "date")) and (found := self._spelling(folder, meant) or meant) != meant:
+                self._refuse_spelling(folder, meant, found)
+
+    def check_spelling(self, series: Series) -> None:
+        """Raise a DatasetError if what a series' path leads to is spelt otherwise: most likely it is another coin's."""
+        self._check_spelling(layout.series_path(series))
+
+    def _check_spelling(self, folder: PurePosixPath) -> None:
+        if folder in self._spelt:
+            return
+        place = self.root
+        for part in folder.parts:
+            found = self._spelling(place, part)
+            if found is None:
+                return
+            if found != part:
+                self._refuse_spelling(place, part, found)
+            place /= part
+        self._spelt.add(folder)
+
+    def _spelling(self, folder: Path, name: str) -> str | None:
+        """Return how what a name leads to is spelt; None where it leads nowhere, as far as that can be known now."""
+        with contextlib.suppress(OSError):  # whoever reads there will say so
+            return self._disk.spelling(folder, name)
+        return None
+
+    def _refuse_spelling(self, folder: Path, name: str, other: str) -> NoReturn:
+        raise DatasetError(
+            f"{folder / name} is {other} on this disk, which takes the two for one: spell it as it is there, or keep "
+            "one of them on a disk that tells them apart",
+            str(folder / name),
+        )
 
     def footer(self, series: Series, day: int) -> Footer | None:
         """Return what a day's file says of itself; None where there is no file.
@@ -163,6 +201,7 @@ class Store:
         UnreadableError
             There is one that cannot be read now, or by this version.
         """
+        self.check_spelling(series)
         path = self._path(series, day)
         with read_errors(path):
             if not _is_file(path):  # much cheaper than an error, and planning asks for every day there could be
@@ -349,6 +388,7 @@ class Store:
         DamagedError, UnreadableError
             As `footer`; or its rows are not those that its footer vouches for.
         """
+        self.check_spelling(series)
         path = self._path(series, day)
         with read_errors(path):
             data = self._read_bytes(path) if _is_file(path) else None
@@ -422,7 +462,12 @@ class Store:
             data = encode_file(day)
         except (OSError, RuntimeError, pa.ArrowException) as exc:  # as libraries say that there was no memory
             raise MemoryError(f"{path} cannot be encoded now: {exc}") from exc
-        return len(data) if self._replace(path, data, slab, may_replace) else None
+
+        def is_right() -> bool:
+            self.check_spelling(day.series)  # another run may have made the folder meanwhile, for another coin
+            return may_replace()
+
+        return len(data) if self._replace(path, data, slab, is_right) else None
 
     def _replace(
         self, path: Path, data: bytes | bytearray, slab: Slab, may_replace: Callable[[], bool] = lambda: True
@@ -508,12 +553,27 @@ class Store:
         home = self._homes()[-1]  # which all have in common who write to the same table
         return Lock(self._scratch(home, slab) / layout.TURN_NAME, home, self._disk, signed=False)
 
-    def check_series(self, series: Series) -> None:
-        """Raise a DatasetError if a link is in the place of heatpipe's own folders, or a mount point on a file's way.
+    def check_apart(self, run: Iterable[Series]) -> None:
+        """Raise a DatasetError if two series of a run are one to this disk, which may fold the case of coins."""
+        alike: defaultdict[str, list[PurePosixPath]] = defaultdict(list)
+        for series in sorted(set(run)):
+            path = layout.series_path(series)
+            alike[fold_name(str(path))].append(path)
+        for one, *others in alike.values():
+            for other in others:
+                with file_errors(self.root / one):
+                    if self._disk.are_one(self.root / one, self.root / other):
+                        self._refuse_spelling(self.root / one.parent, other.name, one.name)
 
+    def check_series(self, series: Series) -> None:
+        """Raise a DatasetError if something is wrong with the places of a series' files.
+
+        A link in the place of heatpipe's own folders, a mount point on a file's way, a folder that is spelt otherwise.
         All of a run's series can be looked at before anything is paid for.
         """
         aside = self._quarantine_folder(series)
+        self.check_spelling(series)
+        self._check_spelling(PurePosixPath(aside.relative_to(self.root)))
         for home in self._homes():
             check_own(home / LOCKS, home)
             check_own(home / TMP, home)
@@ -656,6 +716,7 @@ class Store:
         longest_s = slab_days(series.interval_s) * DAY_S
         if not is_own(folder, self.root):
             return []
+        self._check_spelling(PurePosixPath(folder.relative_to(self.root)))
         changed_ns = _changed_ns(folder)
         if self._listed is not None and self._listed[:2] == (folder, changed_ns):
             return self._listed.records
@@ -810,18 +871,26 @@ def _kind(entry: os.DirEntry[str]) -> str:
 
 def _parts(folder: Path, key: str) -> Iterator[tuple[str | int, str]]:
     """Yield what the partition folders of one key stand for, and their names; the rest is not heatpipe's."""
-    names: list[str] = []
-    with read_errors(folder):
-        try:
-            names = os.listdir(folder)  # noqa: PTH208 - names, not paths
-        except NotADirectoryError:
-            return
-        except FileNotFoundError:
-            if not is_missing(folder):
-                raise
+    yield from _parse_names(_names_in(folder), key)
+
+
+def _parse_names(names: Iterable[str], key: str) -> Iterator[tuple[str | int, str]]:
     for name in names:
         with contextlib.suppress(ValueError, ConfigError):
             yield layout.parse_part(key, name), name
+
+
+def _names_in(folder: Path) -> list[str]:
+    """Return the names in a folder; none where there is no folder."""
+    with read_errors(folder):
+        try:
+            return os.listdir(folder)  # noqa: PTH208 - names, not paths
+        except NotADirectoryError:
+            return []
+        except FileNotFoundError:
+            if not is_missing(folder):
+                raise
+            return []
 
 
 def _slabs_named(folder: Path) -> list[Slab]:

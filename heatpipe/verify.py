@@ -170,6 +170,7 @@ def _walk(store: Store, chosen: Iterable[Choice] | None) -> Iterator[_DayFile | 
         return
     for choice in chosen:
         series = choice.series
+        store.check_spelling(series)
         parts = {key: getattr(series, key) for key in layout.PARTITIONS if key != "date"}
         yield from _walk_folder(store, layout.series_path(series), parts, choice.days)
 
