@@ -42,10 +42,9 @@ test: $(READY) ## run all tests; make test ARGS="-n 0 -x" runs them one by one
 # Whose code calls the libraries that have a lower bound; the flows' library, Prefect, is bound from both sides.
 LOWEST := $(patsubst %,tests/test_%.py,cli client config decode frame heatmap inflate layout sql store verify)
 test-lowest: $(READY) ## run the tests of what calls our libraries with the lowest versions that the bounds allow
-	@$(BIN)/python -c 'import uv' 2>/dev/null || $(BIN)/pip install --quiet --disable-pip-version-check uv
-	@$(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv-lowest
-	@$(BIN)/uv pip install --quiet --python .venv-lowest/bin/python --resolution lowest-direct \
-		--group lowest --editable '.[all]'
+	@$(BIN)/python -m venv --clear .venv-lowest
+	@.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes \
+		-r requirements-lowest.lock
 	@.venv-lowest/bin/python -m pytest -p no:cacheprovider $(SPREAD) $(LOWEST) $(ARGS)
 
 test-services: $(READY) ## run the tests that need PostgreSQL and systemd
@@ -84,11 +83,12 @@ fuzz: $(READY) ## hold the decoder against a plain reader, under a fuzzer: make 
 soak: $(READY) ## kill it everywhere, then a week of chaos and kills; takes some minutes
 	@$(BIN)/python -m tests.crash $(ARGS)
 
-lock: $(READY) ## write requirements.lock anew from pyproject.toml
+UV_LOCK = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --all-extras \
+	--no-annotate --custom-compile-command 'make lock'
+lock: $(READY) ## write requirements.lock and requirements-lowest.lock anew from pyproject.toml
 	@$(BIN)/pip install --quiet uv
-	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
-		--all-extras --group dev --no-annotate --custom-compile-command 'make lock' \
-		--output-file requirements.lock pyproject.toml
+	@$(UV_LOCK) --group dev --output-file requirements.lock pyproject.toml
+	@$(UV_LOCK) --group lowest --resolution lowest-direct --output-file requirements-lowest.lock pyproject.toml
 
 clean: ## remove what setup, demo and test have made
 	rm -rf $(VENV) .venv-lowest .prefect data/demo data/ui .pytest_cache .mypy_cache .ruff_cache .hypothesis .fuzz
