@@ -45,6 +45,7 @@ test-lowest: $(READY) ## run the tests of what calls our libraries with the lowe
 	@$(BIN)/python -m venv --clear .venv-lowest
 	@.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes \
 		-r requirements-lowest.lock
+	@.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@.venv-lowest/bin/python -m pytest -p no:cacheprovider $(SPREAD) $(LOWEST) $(ARGS)
 
 test-services: $(READY) ## run the tests that need PostgreSQL and systemd
