@@ -56,6 +56,14 @@ BYTES_PER_LEVEL: Final = 64
 """Cap on an answer: bytes per level that could be in it, headers counted as one. Real ones take about 16."""
 MOST_BODY_BYTES: Final = 400 << 20
 """Cap on any answer, however deep its snapshots."""
+MOST_WIRE_BYTES: Final = 96 << 20
+"""Cap on any answer as it travels, compressed or not: so it is kept until it was read."""
+ARRIVALS_BYTES: Final = 48 << 20
+"""What all answers may take, as they travelled, that are on their way or wait to be read; the first may take more."""
+HEAD_BYTES: Final = 1 << 18
+"""What may come before the body of an answer: its headers, and answers of 1xx before it."""
+FRAME_BYTES: Final = 8 << 20
+"""What may come around the chunks of a body."""
 ENVELOPE_BYTES: Final = 1 << 16
 CLOCKS_AGREE_S: Final = 300.0
 """Apart by more, the upstream's clock and ours are warned about, and no absence is believed by its age."""
@@ -152,6 +160,7 @@ class Client:
         self._clocks_agreed = self._clocks_told = False
         self._heard = False
         self._silence = _Silence(monotonic)
+        self._arrivals = _Arrivals(ARRIVALS_BYTES)
         self._spellings = _spell_key(settings.key().reveal())
         # Plain HTTP, on loopback, needs no certificates to be loaded.
         self._tls = load_certificates() if settings.url.startswith("https:") else False
@@ -226,15 +235,13 @@ class Client:
             self._wait_for_budget(window, patience)
             began_s = self._silence.now_s()
             try:
-                with self._charged(patience):
-                    body = self._ask(window, spent)
-                return self._read(body, read)
+                return self._try(window, spent, read, patience)
             except TooHeavyError as exc:
                 if self._quiet_left_s(exc) <= 0:
                     raise self._unreachable(exc) from exc
                 raise
             except TransientError as exc:
-                fault = exc
+                fault = exc.with_traceback(None)  # its frames hold what came
             self._silence.goes_on(began_s)
             named_s = 0.0  # what comes before that is in vain
             if isinstance(fault, RateLimitedError):
@@ -252,6 +259,13 @@ class Client:
                 spent.commit()
             level = logging.INFO if patience.failures < LOUD_FROM else logging.WARNING
             LOG.log(level, "trying again: %s", fault)
+
+    def _try(self, window: Window, spent: "Spent", read: Callable[[Body], _Read], patience: "_Patience") -> _Read:
+        """Send one request, and let its answer be read."""
+        with self._arrivals.counted() as arrival:
+            with self._charged(patience):
+                body = self._ask(window, spent, arrival)
+            return self._read(body, read)
 
     def _read(self, body: Body, read: Callable[[Body], _Read]) -> _Read:
         """Let a body be read; what the reader waits for is no failing of the upstream's."""
@@ -317,10 +331,10 @@ class Client:
         if patience.fault is not None and not told_to_wait:
             patience.left_s -= held_s  # but a hold that a neighbour caused is no failing of a new window
 
-    def _ask(self, window: Window, spent: "Spent") -> Body:
+    def _ask(self, window: Window, spent: "Spent", arrival: "_Arrival") -> Body:
         """Send one request; return its body or raise what its answer means."""
         began_s = self._silence.now_s()
-        answer = self._exchange(window, spent)
+        answer = self._exchange(window, spent, arrival)
         if isinstance(answer, Body):
             return answer
         if answer.status < httpx.codes.INTERNAL_SERVER_ERROR and not isinstance(answer.meaning, TransientError):
@@ -329,7 +343,7 @@ class Client:
             self._silence.goes_on(began_s, is_spoken=True)
         raise answer.meaning
 
-    def _exchange(self, window: Window, spent: "Spent") -> "Body | _Refusal":
+    def _exchange(self, window: Window, spent: "Spent", arrival: "_Arrival") -> "Body | _Refusal":
         """Send one request; return what was answered."""
         asked_at = self._clock()
         spent.add(window.weight)
@@ -339,13 +353,17 @@ class Client:
         )
         fault: HeatpipeError
         try:
-            with line.within(self._longest_s), contextlib.closing(line.http.send(request, stream=True)) as response:
+            with (
+                line.within(self._longest_s, wire_cap(window)),
+                contextlib.closing(line.http.send(request, stream=True)) as response,
+            ):
                 self._heard = True
                 if line.spoke_first:
                     raise TransientError(f"{window}: {self._settings.url} answered before it was asked")
                 date = _date_of(response)
                 dated = self._compare_clocks(date, asked_at)
-                answer = self._receive(response, window, asked_at if date is None else min(asked_at, date), dated)
+                answered_at = asked_at if date is None else min(asked_at, date)
+                answer = self._receive(response, window, answered_at, dated, arrival)
                 if line.said_more:
                     raise TransientError(f"{window}: {self._settings.url} sent more than the answer")
                 return answer
@@ -414,7 +432,9 @@ class Client:
         """Seconds that one answer may take; while bytes drip in, no time-out ends it."""
         return self._settings.patience_s + 2 * self._settings.timeout_s  # silence ends by its own name, before this
 
-    def _receive(self, response: httpx.Response, window: Window, asked_at: float, dated: bool) -> "Body | _Refusal":
+    def _receive(
+        self, response: httpx.Response, window: Window, asked_at: float, dated: bool, arrival: "_Arrival"
+    ) -> "Body | _Refusal":
         """Read an answer, no further than its cap."""
         if response.status_code != httpx.codes.OK:
             return _Refusal(response.status_code, self._refusal(response, window))
@@ -422,12 +442,12 @@ class Client:
         if compressed is None:
             named = self._clean(response.headers["Content-Encoding"])
             raise EnvelopeError(f"{window}: the answer is encoded as {named!a}, asked was gzip")
-        cap = body_cap(window)
-        pieces = _Pieces(cap)
+        pieces = _Pieces(wire_cap(window))
         for piece in response.iter_raw():
             if not pieces.take(piece):
                 raise TooHeavyError(f"{window}: the answer {pieces.too_much}")
-        text = Text(pieces.chunks(), compressed=compressed, cap=cap, name=str(window))
+            arrival.grow(len(piece))
+        text = Text(pieces.chunks(), compressed=compressed, cap=body_cap(window), name=str(window))
         return Body(text, pieces.size_bytes, asked_at, dated)
 
     def _refusal(self, response: httpx.Response, window: Window) -> HeatpipeError:
@@ -633,6 +653,59 @@ class _Pieces:
         return [*self._chunks, bytes(self._last)]
 
 
+class _Arrivals:
+    """A bound on what answers take that are on their way, or wait to be read. Threads share it.
+
+    Who finds it full reads no further until somebody is done; the first one reads on, or nobody would be.
+
+    Parameters
+    ----------
+    most : int
+        Bytes, as they travelled.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._size = 0
+        self._line: list[_Arrival] = []
+        self._changed = threading.Condition()
+
+    @contextlib.contextmanager
+    def counted(self) -> Iterator["_Arrival"]:
+        """Count one answer, which grows, until the block ends."""
+        arrival = _Arrival(self._grow)
+        try:
+            yield arrival
+        finally:
+            with self._changed:
+                self._size -= arrival.size_bytes
+                if arrival.size_bytes:
+                    self._line.remove(arrival)
+                self._changed.notify_all()
+
+    def _grow(self, arrival: "_Arrival", more: int) -> None:
+        with self._changed:
+            if not arrival.size_bytes:
+                self._line.append(arrival)
+            arrival.size_bytes += more
+            self._size += more
+            while self._size > self._most and self._line[0] is not arrival:
+                self._changed.wait()
+
+
+@dataclass(slots=True, eq=False)
+class _Arrival:
+    """One answer that is counted."""
+
+    _grow: Callable[["_Arrival", int], None]
+    size_bytes: int = 0
+
+    def grow(self, more: int) -> None:
+        """Count what has come, and wait until there is room for it."""
+        if more:
+            self._grow(self, more)
+
+
 class _Line:
     """One thread's way to the upstream, a connection for each request, and a clock that cuts it where an answer takes
     too long: a time-out of httpx's begins anew with every byte, and an answer that drips in would never end.
@@ -654,11 +727,13 @@ class _Line:
         self._is_readable = False
         self._held = b""
         self._linger_s = LINGER_S
+        self._size = self._most = self._cap = 0
 
     @contextlib.contextmanager
-    def within(self, seconds: float) -> Iterator[None]:
-        """Cut the connection unless the block ends in time."""
+    def within(self, seconds: float, cap: int) -> Iterator[None]:
+        """Cut the connection unless the block ends in time; read no more than a body of so many bytes can need."""
         self.was_cut = self.spoke_first = self.said_more = False
+        self._cap = cap
         timer = threading.Timer(seconds, self._cut)
         timer.daemon = True
         timer.start()
@@ -673,6 +748,8 @@ class _Line:
             self._take(info["return_value"])
         elif event == "http11.send_request_headers.started":
             self.spoke_first |= self._hear(0.0)
+        elif event == "http11.receive_response_headers.complete":
+            self._most += FRAME_BYTES + self._cap
         elif event == "http11.receive_response_body.complete":
             self.said_more = self._hear(self._linger_s)
 
@@ -682,10 +759,14 @@ class _Line:
         # Not with TLS within TLS, to a proxy: what is read past the inner one is lost to it.
         self._is_readable = stream.get_extra_info("ssl_object") in (None, self._socket)
         self._held = b""
+        self._size, self._most = 0, HEAD_BYTES
         read_on = stream.read
 
         def read(max_bytes: int, timeout: float | None = None) -> bytes:
             data: bytes = self._held or read_on(max_bytes, timeout)
+            self._size += 0 if self._held else len(data)
+            if self._size > self._most:
+                raise httpx.RemoteProtocolError("it sends far more than an answer's body")
             begins = data.find(ANSWER_BEGINS, 1)
             self._held = data[begins:] if begins > 0 else b""
             return data[:begins] if begins > 0 else data
@@ -786,6 +867,11 @@ def _spell_key(key: str) -> list[Secret]:
 def body_cap(window: Window) -> int:
     """Most bytes that an answer for a window is read for; an honest one that is larger has to come in halves."""
     return min(MOST_BODY_BYTES, ENVELOPE_BYTES + BYTES_PER_LEVEL * window.points * (window.series.depth + 1))
+
+
+def wire_cap(window: Window) -> int:
+    """Most bytes that an answer for a window may take as it travels."""
+    return min(MOST_WIRE_BYTES, body_cap(window))
 
 
 def show_request(window: Window) -> str:

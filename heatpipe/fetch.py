@@ -14,7 +14,7 @@ from queue import SimpleQueue
 from typing import Final, Self
 
 from heatpipe.budget import Budget, Lease
-from heatpipe.client import Body, Client, Spent
+from heatpipe.client import Body, Client, Spent, body_cap
 from heatpipe.config import Settings
 from heatpipe.decode import decode_text
 from heatpipe.errors import (
@@ -38,6 +38,11 @@ ROOM_BYTES: Final = 56 << 20
 which one is decoded while the other is written. As many answers as there are threads wait outside, as they came."""
 BYTES_PER_ROW: Final = 16
 """A price and a volume."""
+KEPT_BYTES: Final = 32 << 20
+"""Most that is kept of an answer that broke the contract: one of usual depth is smaller. All that wait to be written
+down, or asked for again, may take as much together."""
+KEY_BYTES: Final = 1 << 16
+"""Longer than any key, however it is spelt: one that the end of what is kept would cut is found all the same."""
 RESERVE_S: Final = 0.5
 """Longest that one request may take longer to arrive than another: each opens a connection of its own."""
 POLL_S: Final = 0.2
@@ -106,14 +111,21 @@ class Job:
     answer: Answer | None = None
     fault: BaseException | None = None
     body: bytes | None = None
-    """the raw answer, kept where it broke the contract"""
+    """the raw answer, or its first `KEPT_BYTES`, kept where it broke the contract"""
     in_room: bool = False
     """whether its answer is counted"""
+    on_shelf: bool = False
+    """whether its body is"""
 
     @property
     def weighs_bytes(self) -> int:
         """Memory that its answer may take, decoded."""
         return BYTES_PER_ROW * self.window.points * (self.window.series.depth + 1)
+
+    @property
+    def body_bytes(self) -> int:
+        """Memory that its body may take."""
+        return min(KEPT_BYTES, body_cap(self.window))
 
 
 class Crew:
@@ -155,6 +167,8 @@ class Crew:
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
         self._left = Stop()
         self._room = _Room(ROOM_BYTES, self._left)  # not until the end is asked for: what waits for it is paid for
+        self._shelf = _Room(KEPT_BYTES, self._left)
+        self._alone = threading.Lock()
         self._threads = [
             threading.Thread(target=self._work, name=f"heatpipe-fetch-{number}", daemon=True)
             for number in range(settings.concurrency)
@@ -189,6 +203,9 @@ class Crew:
         if job.in_room:
             job.in_room = False
             self._room.leave(job.weighs_bytes)
+        if job.on_shelf:
+            job.on_shelf = False
+            self._shelf.leave(job.body_bytes)
 
     def _work(self) -> None:
         while job := self._jobs.get():
@@ -246,14 +263,18 @@ class Crew:
         self._room.enter(job.weighs_bytes)
         job.in_room = True
         try:
-            snapshots = decode_text(body.text, window)
+            snapshots = decode_text(body.text, window, self._alone)
         except (TransientError, TooHeavyError) as exc:  # asked for again, perhaps after a while
             self._leave_room(job)
             raise exc.with_traceback(None)  # noqa: B904 - its frames hold what was decoded so far
         except DecodeError as exc:
-            text = body.text.whole()
-            job.body = self._client.redact(text)
-            if job.body != text:  # its words may end in the middle of the key
+            exc.with_traceback(None)  # its frames hold what was decoded so far
+            self._shelf.enter(job.body_bytes)
+            job.on_shelf = True
+            text = body.text.beginning(KEPT_BYTES + KEY_BYTES)
+            clean = self._client.redact(text)
+            job.body = clean[:KEPT_BYTES]
+            if clean != text:  # its words may end in the middle of the key
                 raise type(exc)(f"{window}: the answer breaks the contract, and repeats the API key") from None
             raise type(exc)(self._client.clean(f"{window}: {exc}")) from exc
         return judge(

@@ -12,6 +12,8 @@ from heatpipe.errors import TooHeavyError, TransientError
 PIECE_BYTES: Final = 1 << 19
 """Most that is inflated at a time: small enough for the cache, large enough that threads seldom hand the interpreter
 over. So much is the overshoot over a cap."""
+MOST_MEMBERS: Final = 1 << 14
+"""Streams of gzip, one behind the other, that a text may come in: each takes time of its own."""
 
 Buffer = bytes | bytearray | memoryview
 
@@ -55,7 +57,7 @@ class Text:
         Raises
         ------
         TooHeavyError
-            It is longer than the cap.
+            It is longer than the cap, or in too many pieces.
         TransientError
             The compressed form is damaged or cut short.
         """
@@ -69,6 +71,15 @@ class Text:
     def whole(self) -> bytes:
         """Return all of it; raises as its iteration."""
         return b"".join(self)
+
+    def beginning(self, most: int) -> bytes:
+        """Return all of it, or so many bytes of it; raises as its iteration."""
+        found = bytearray()
+        for piece in self:
+            found += piece[: most - len(found)]
+            if len(found) == most:
+                break
+        return bytes(found)
 
     def _pieces(self) -> Iterator[Buffer]:
         if not self._compressed:
@@ -88,11 +99,20 @@ class Text:
 
     def _inflate(self, library: ModuleType) -> Iterator[bytes]:
         stream = library.decompressobj(wbits=31)
+        members = 1
         try:
             for chunk in self._chunks:
                 left = chunk
                 while left:
-                    if stream.eof:  # another gzip member follows
+                    if stream.eof:  # zeros may follow, or another member
+                        left = bytes(left).lstrip(b"\0")
+                        if not left:
+                            break
+                        members += 1
+                        if members > MOST_MEMBERS:
+                            raise TooHeavyError(
+                                f"{self._name}: the answer is more than {MOST_MEMBERS:,} streams of gzip"
+                            )
                         stream = library.decompressobj(wbits=31)
                     yield stream.decompress(left, PIECE_BYTES)
                     left = stream.unconsumed_tail or stream.unused_data

@@ -27,7 +27,7 @@ from heatpipe.errors import (
     UnreachableError,
     UnreadableError,
 )
-from heatpipe.fetch import POLL_S, Crew, Job, Stop
+from heatpipe.fetch import KEPT_BYTES, POLL_S, Crew, Job, Stop
 from heatpipe.model import Series, Spans, show_time
 from heatpipe.plan import NOTHING, Plan, Slab, SlabPlan, bar_slab, weigh_window
 from heatpipe.report import Failure, Progress, Report
@@ -544,6 +544,8 @@ class _Run:
                 "reason": str(fault),
                 "given_up_at": show_time(self._crew.clock()),
             }
+            if job.body is not None and len(job.body) == KEPT_BYTES:
+                record["body"] = f"the answer's first {KEPT_BYTES:,} bytes"
             with self._store.turn(slab.slab):
                 self._store.quarantine(slab.slab, job.window.span, record, job.body)
         self._report += slab.drop(job)

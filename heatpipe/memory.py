@@ -14,6 +14,8 @@ GRAIN: Final = 1 << 17
 """Numbers of the smallest block; the others are its multiples by powers of two, so that one fits many arrays."""
 IDLE: Final = 6
 """Most blocks that wait for the next array."""
+IDLE_BYTES: Final = 32 << 20
+"""Size of the largest block that waits: a day of usual depth fits it, and what is larger comes seldom."""
 
 
 class Pool:
@@ -65,7 +67,8 @@ class _Loan:
         self._home = home
 
     def __del__(self) -> None:
-        self._home.append(self._block)
+        if self._block.nbytes <= IDLE_BYTES:
+            self._home.append(self._block)
 
 
 POOL: Final = Pool()

@@ -358,7 +358,7 @@ FAULTS: list[tuple[str, Answer, type[HeatpipeError], list[str]]] = [
     ("gzip that is none", http(body=DOCUMENT, headers={"Content-Encoding": "gzip"}), TransientError, ["damaged"]),
     (
         "gzip with something behind it",
-        http(body=gzip.compress(DOCUMENT) + bytes(20), headers={"Content-Encoding": "gzip"}),
+        http(body=gzip.compress(DOCUMENT) + bytes(20) + b"more", headers={"Content-Encoding": "gzip"}),
         TransientError,
         ["damaged"],
     ),

@@ -35,7 +35,7 @@ def time_parts(runs: int, lot: Lot = BTC) -> dict[str, float]:
     pairs = [decode._pair_up(decode._parse_block(*block)) for block in blocks]
 
     def take_apart() -> decode._Rows:
-        taken = decode._Rows((window.points + 1) * (window.series.depth + 1))
+        taken = decode._Rows((window.points + 1) * (window.series.depth + 1), window.points + 1)
         deque(map(taken.add, pairs), maxlen=0)
         return taken
 
