@@ -142,7 +142,7 @@ ANSWERS: Final = [
 
 
 def ask(upstream: MakeUpstream, answer: Callable[[Asked], bytes], *what: str) -> list[Any]:
-    """Have a process of its own ask; return its peak of memory in MiB, its seconds of CPU, its requests and failures."""
+    """Have a process of its own ask; return its MiB of memory at most, seconds of CPU, requests and failures."""
     program = PROGRAM.replace("{now}", str(TODAY))
     ended = subprocess.run(
         [sys.executable, "-c", program, upstream(answer).url, *what, *map(str, SPAN)],

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from heatpipe.errors import DecodeError, EnvelopeError
+from heatpipe.errors import DecodeError, EnvelopeError, TooHeavyError
 from heatpipe.model import Snapshots, Window
 
 DEEPEST = 64
@@ -288,17 +288,15 @@ def check_decoder(body: bytes, window: Window, decode: Callable[[bytes, Window],
     ------
     DisagreementError
         The decoder returned other rows, returned rows of what breaks the contract, refused what keeps it, took a wrong
-        envelope for a wrong value, which is asked for again in halves, or refused in more than one short line.
+        envelope for a wrong value, which is asked for again in halves, refused for its size what has no more numbers
+        than were asked for, or refused in more than one short line.
     Exception
         The decoder's own, where it is not a DecodeError.
     """
-    refusal: DecodeError | None = None
-    try:
-        found = decode(body, window)
-    except DecodeError as exc:
-        refusal = exc
-        if not str(exc).isprintable() or len(str(exc)) > LONGEST_MESSAGE:
-            raise DisagreementError(f"the refusal is not one short line: {str(exc)!r}") from exc
+    found = _ask(body, window, decode)
+    if found is None:
+        return False
+    refusal = found if isinstance(found, DecodeError) else None
     try:
         wanted = read_plainly(body, window)
     except TooDeepError:
@@ -314,9 +312,24 @@ def check_decoder(body: bytes, window: Window, decode: Callable[[bytes, Window],
         if wanted.plain:
             raise DisagreementError(f"refused, although it keeps the contract: {refusal}") from refusal
         return False
+    assert isinstance(found, Snapshots)
     if _take_apart(found) != wanted.points:
         raise DisagreementError(f"read as {_take_apart(found)}, but it says {wanted.points}")
     return True
+
+
+def _ask(body: bytes, window: Window, decode: Callable[[bytes, Window], Snapshots]) -> Snapshots | DecodeError | None:
+    """Return what a decoder reads, or why it refuses; None where it has reason to refuse so many numbers."""
+    try:
+        return decode(body, window)
+    except DecodeError as exc:
+        if not str(exc).isprintable() or len(str(exc)) > LONGEST_MESSAGE:
+            raise DisagreementError(f"the refusal is not one short line: {str(exc)!r}") from exc
+        return exc
+    except TooHeavyError as exc:
+        if body.count(b",") // 2 < (window.points + 1) * (window.series.depth + 1):
+            raise DisagreementError(f"refused for its size, and it has no more numbers than asked: {exc}") from exc
+        return None
 
 
 def _take_apart(snapshots: Snapshots) -> list[tuple[int, bytes, bytes]]:
