@@ -27,8 +27,9 @@ from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, get_current_settings
 
 from heatpipe.budget import DEFAULT_HOLD_S, LONGEST_HOLD_S, Budget, Sleep
-from heatpipe.config import Secret, Settings
+from heatpipe.config import Settings
 from heatpipe.errors import ConfigError, UnreachableError
+from heatpipe.redaction import Secret
 
 SLOTS: Final = 10
 """Slots to a weight: Prefect forgets up to a whole slot whenever some are taken."""

@@ -8,8 +8,9 @@ from typing import Any, Final, cast
 from prefect import runtime
 from prefect.blocks.system import Secret as SecretBlock
 
-from heatpipe.config import KEY_VARIABLE, Settings
+from heatpipe.config import Settings
 from heatpipe.errors import ConfigError, KeyRefusedError
+from heatpipe.redaction import KEY_VARIABLE
 
 KEY_BLOCK: Final = "kiyotaka-api-key"
 

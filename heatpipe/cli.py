@@ -50,11 +50,13 @@ SHARED = Group("Settings", sort_key=2)
 
 def _read_whole(_type: Any, tokens: Sequence[Token]) -> int:
     """Read a whole number; cyclopts alone would take 1.5 for 2."""
+    from heatpipe.config import show_number
+
     text = tokens[0].value
     try:
         return int(text)
     except ValueError:
-        raise ValueError(f"{text!r} is no whole number.") from None
+        raise ValueError(f"{show_number(text)} is no whole number.") from None
 
 
 WHOLE: Final = Parameter(converter=_read_whole)

@@ -12,8 +12,8 @@ import socket
 import ssl
 import threading
 import time
-import urllib.parse
-from collections.abc import Callable, Iterator, Mapping
+import traceback
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC
 from math import inf
@@ -25,7 +25,7 @@ import httpx
 
 from heatpipe import __version__
 from heatpipe.budget import LONGEST_HOLD_S, Lease
-from heatpipe.config import LOOPBACK, Secret, Settings
+from heatpipe.config import LOOPBACK, Settings
 from heatpipe.errors import (
     ClockError,
     ConfigError,
@@ -43,6 +43,7 @@ from heatpipe.errors import (
 )
 from heatpipe.inflate import Text
 from heatpipe.model import Window, show_time
+from heatpipe.redaction import Redactor, Secret
 from heatpipe.upstream import LIQUIDATIONS, POINTS_PATH
 
 MAX_REQUESTS: Final = 40
@@ -98,7 +99,7 @@ PROXIES: Final = ("http_proxy", "https_proxy", "all_proxy")
 NO_PROXY_URL: Final = (
     "it is not the URL of a proxy, such as http://proxy.example.org:3128 (its value is not shown here)"
 )
-FOREIGN_LOGGERS: Final = ("httpx", "httpcore.connection", "httpcore.http11", "httpcore.proxy")
+FOREIGN_LOGGERS: Final = ("httpx", "httpcore.connection", "httpcore.http11", "httpcore.proxy", "httpcore.socks")
 
 _Read = TypeVar("_Read")
 
@@ -161,7 +162,7 @@ class Client:
         self._heard = False
         self._silence = _Silence(monotonic)
         self._arrivals = _Arrivals(ARRIVALS_BYTES)
-        self._spellings = _spell_key(settings.key().reveal())
+        self._redactor = Redactor(settings.key())
         # Plain HTTP, on loopback, needs no certificates to be loaded.
         self._tls = load_certificates() if settings.url.startswith("https:") else False
         if urlsplit(settings.url).hostname not in LOOPBACK:
@@ -190,8 +191,8 @@ class Client:
     def _open(self) -> httpx.Client:
         return httpx.Client(
             base_url=self._settings.url,
+            auth=_KeyAuth(self._settings.key_header, self._settings.key()),
             headers={
-                self._settings.key_header: self._settings.key().reveal(),
                 "User-Agent": f"heatpipe/{__version__}",
                 "Accept": "application/json",
                 "Accept-Encoding": "gzip",
@@ -357,16 +358,7 @@ class Client:
                 line.within(self._longest_s, wire_cap(window)),
                 contextlib.closing(line.http.send(request, stream=True)) as response,
             ):
-                self._heard = True
-                if line.spoke_first:
-                    raise TransientError(f"{window}: {self._settings.url} answered before it was asked")
-                date = _date_of(response)
-                dated = self._compare_clocks(date, asked_at)
-                answered_at = asked_at if date is None else min(asked_at, date)
-                answer = self._receive(response, window, answered_at, dated, arrival)
-                if line.said_more:
-                    raise TransientError(f"{window}: {self._settings.url} sent more than the answer")
-                return answer
+                return self._hear_out(line, response, window, asked_at, arrival)
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError) as exc:
             spent.take_back(window.weight)  # nothing was sent
             fault = self._no_connection(exc, window)
@@ -379,8 +371,33 @@ class Client:
             if line.was_cut:
                 said = f"the answer has not come within {self._longest_s:g} s"
             fault = TransientError(f"{window}: {self._settings.url}: {said}")
+        except HeatpipeError:
+            raise
+        except BaseException as exc:
+            self._forget_frames(exc)
+            raise
         # Out here it has no context: a traceback would print what an answer that is no HTTP says, and what was sent.
         raise fault
+
+    def _hear_out(
+        self, line: "_Line", response: httpx.Response, window: Window, asked_at: float, arrival: "_Arrival"
+    ) -> "Body | _Refusal":
+        """Read an answer, and see that it is the only one."""
+        self._heard = True
+        if line.spoke_first:
+            raise TransientError(f"{window}: {self._settings.url} answered before it was asked")
+        date = _date_of(response)
+        dated = self._compare_clocks(date, asked_at)
+        answered_at = asked_at if date is None else min(asked_at, date)
+        answer = self._receive(response, window, answered_at, dated, arrival)
+        if line.said_more:
+            raise TransientError(f"{window}: {self._settings.url} sent more than the answer")
+        return answer
+
+    def _forget_frames(self, exc: BaseException) -> None:
+        """Take the frames of the libraries, where the key stands, from an exception; their lines become a note."""
+        exc.add_note(self._redactor.clean("".join(traceback.format_tb(exc.__traceback__))))
+        exc.__cause__ = exc.__context__ = exc.__traceback__ = None
 
     def _compare_clocks(self, date: float | None, asked_at: float) -> bool:
         """Return whether an answer's Date lies between the request and now, within a few minutes.
@@ -506,15 +523,11 @@ class Client:
 
     def clean(self, text: str) -> str:
         """Make a text with foreign parts fit for a terminal: one line, no control characters, no key."""
-        for spelling in self._spellings:
-            text = text.replace(spelling.reveal(), "(key)")
-        return "".join(c if c.isprintable() else " " for c in text)
+        return "".join(c if c.isprintable() else " " for c in self._redactor.clean(text))
 
     def redact(self, body: bytes) -> bytes:
         """Return an answer without the key, should the upstream have echoed it."""
-        for spelling in self._spellings:
-            body = body.replace(spelling.reveal().encode(), b"(key)")
-        return body
+        return self._redactor.clean_data(body)
 
 
 @dataclass(frozen=True, slots=True)
@@ -803,6 +816,19 @@ class _Line:
                 self._socket.shutdown(socket.SHUT_RDWR)
 
 
+class _KeyAuth(httpx.Auth):
+    """Puts the key into a request as it leaves: until then it stands in nothing that a traceback would show."""
+
+    def __init__(self, header: str, key: Secret) -> None:
+        self._header = header
+        self._key = key
+
+    def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
+        """Send the request once."""
+        request.headers[self._header] = self._key.reveal()
+        yield request
+
+
 class _Mask(logging.Filter):
     """Makes what other libraries log fit to be read: at DEBUG they log an answer's headers, which may echo the key."""
 
@@ -855,13 +881,6 @@ class Spent:
     def allows(self, more: int) -> bool:
         """Whether so many more requests are within what one window may cost."""
         return self.committed + more <= MAX_REQUESTS
-
-
-def _spell_key(key: str) -> list[Secret]:
-    """Return the ways in which an answer may repeat the key: as it stands, in JSON, in a URL."""
-    quoted = json.dumps(key)[1:-1]
-    spellings = (key, quoted, quoted.replace("/", "\\/"), urllib.parse.quote(key, safe=""))
-    return [Secret(spelling) for spelling in dict.fromkeys(spellings)]
 
 
 def body_cap(window: Window) -> int:

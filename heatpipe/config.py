@@ -16,33 +16,24 @@ from urllib.parse import urlsplit
 from heatpipe.errors import ConfigError, KeyRefusedError
 from heatpipe.model import Series, Span, show_time
 from heatpipe.plan import Horizon
+from heatpipe.redaction import KEY_VARIABLE, Secret
 from heatpipe.times import read_date, whole_seconds
 from heatpipe.upstream import BURST, DEFAULT_KEY_HEADER, DEFAULT_URL, HISTORY_DAYS, WEIGHT_PER_MINUTE
 
 DEFAULT_ROOT: Final = "data"
-KEY_VARIABLE: Final = "KIYOTAKA_API_KEY"
 LOOPBACK: Final = ("localhost", "127.0.0.1", "::1")
+UNSHOWN: Final = "(a value not shown: it may be a secret)"
+SHOWN_DIGITS: Final = 16
+"""Most characters of a number that is shown."""
+HTTP_HEADERS: Final = re.compile(
+    "(accept|access-control|content|if|proxy|sec|upgrade|x-forwarded)(-.+)?|age|allow|alt-svc|cache-control|connection"
+    "|cookie2?|date|etag|expect|expires|forwarded|from|host|http2-settings|keep-alive|last-modified|link|location"
+    "|max-forwards|origin|pragma|prefer|priority|range|referer|retry-after|server|set-cookie2?|te|trailers?"
+    "|transfer-encoding|user-agent|vary|via|warning|www-authenticate"
+)
+"""What HTTP, or a proxy on the way, reads for its own ends. Not Authorization: that is for keys."""
 MOST_FILE_BYTES: Final = 4 << 20
 """A configuration of 5,000 coins takes a hundredth of it."""
-
-
-class Secret:
-    """A text that no repr, str, format or pickle shows."""
-
-    __slots__ = ("_text",)
-
-    def __init__(self, text: str) -> None:
-        self._text = text
-
-    def reveal(self) -> str:
-        """Return the text, for the one place that sends it."""
-        return self._text
-
-    def __repr__(self) -> str:
-        return "Secret(…)"
-
-    def __reduce__(self) -> str:
-        raise TypeError("a Secret is not written down")
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,45 +205,55 @@ class _Field:
         try:
             value = self.parse(text)
         except ValueError:
-            raise ConfigError(f"{self.variable}: {text!r} is not a number") from None
+            raise ConfigError(f"{self.variable}: {show_number(text)} is not a number") from None
         return self.check(value, self.variable)
 
 
 def _number_from(least: float, most: float, *, whole: bool) -> Callable[[Any], str | None]:
     def problem(value: Any) -> str | None:
-        if (
-            isinstance(value, int) and abs(value) > most
-        ):  # an integer may be too large to be shown, or compared as a float
-            return f"it is not between {least} and {most}"
+        shown = show_number(value)
+        if isinstance(value, int) and abs(value) > most:  # it may be too large to be compared as a float
+            return f"{shown} is not between {least} and {most}"
         kind = (int,) if whole else (int, float)
         if isinstance(value, bool) or not isinstance(value, kind) or not isfinite(value):
-            return f"{value!r} is not a {'whole ' if whole else ''}number"
-        return None if least <= value <= most else f"{value} is not between {least} and {most}"
+            return f"{shown} is not a {'whole ' if whole else ''}number"
+        return None if least <= value <= most else f"{shown} is not between {least} and {most}"
 
     return problem
 
 
+def show_number(value: Any) -> str:
+    """Show what was given where a number belongs, unless it looks like none: a secret may stand there by mistake."""
+    if isinstance(value, int) and abs(value) >= 10**SHOWN_DIGITS:
+        return UNSHOWN
+    if isinstance(value, str):
+        return repr(value) if re.fullmatch(rf"[0-9eE.,_+ -]{{0,{SHOWN_DIGITS}}}", value) else UNSHOWN
+    return repr(value) if isinstance(value, int | float) else UNSHOWN
+
+
 def _url_problem(value: Any) -> str | None:
     if not isinstance(value, str) or not all("!" <= character <= "~" for character in value):
-        return f"{value!a} is not a URL"
+        return f"{UNSHOWN} is not a URL such as {DEFAULT_URL}"
     try:
         parts = urlsplit(value)
         host, _ = parts.hostname, parts.port
     except ValueError:
-        return f"{value!r} is not a URL"
+        return f"{UNSHOWN} is not a URL such as {DEFAULT_URL}"
     if "@" in value or parts.query or parts.fragment:
         return "a URL with a user, a password, a query or a fragment is refused"
     if parts.scheme not in ("http", "https") or not host:
-        return f"{value!r} is not a URL such as {DEFAULT_URL}"
+        return f"{UNSHOWN} is not a URL such as {DEFAULT_URL}"
     if parts.scheme == "http" and host not in LOOPBACK:
-        return f"the key would travel in clear to {host}: use https (http is for loopback only)"
+        return f"with http the key would travel in clear: use https (http is for {', '.join(LOOPBACK)} only)"
     return None
 
 
 def _header_problem(value: Any) -> str | None:
-    if isinstance(value, str) and value and all(c.isascii() and (c.isalnum() or c in "-_") for c in value):
-        return None
-    return f"{value!r} is not the name of an HTTP header"
+    if not isinstance(value, str) or not value or not all(c.isascii() and (c.isalnum() or c in "-_") for c in value):
+        return f"{UNSHOWN} is not the name of an HTTP header such as {DEFAULT_KEY_HEADER}"
+    if HTTP_HEADERS.fullmatch(value.lower().replace("_", "-")):
+        return f"HTTP uses {value} itself; a key travels in a header of its own, such as {DEFAULT_KEY_HEADER}"
+    return None
 
 
 CONTROL: Final = "it holds a control character, such as the end of a line"
@@ -264,7 +265,7 @@ def _has_control(text: str) -> bool:
 
 def _path_problem(value: Any) -> str | None:
     if not isinstance(value, str) or not value:
-        return f"{value!r} is not a path"
+        return f"{UNSHOWN if value else repr(value)} is not a path"
     if _has_control(value):
         return CONTROL
     if value.startswith("~") and os.path.expanduser(value) == value:  # noqa: PTH111 - a Path raises
@@ -276,7 +277,7 @@ def _root_problem(value: Any) -> str | None:
     if problem := _path_problem(value):
         return problem
     if "://" in value or re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", value):  # as Path writes s3://…
-        return f"{value!r}: only local folders are supported"
+        return f"{UNSHOWN} is a URL: only local folders are supported"
     return None
 
 
@@ -420,7 +421,7 @@ def _read_target(table: Mapping[str, Any]) -> Iterable[Target]:
     for name, value in parts.items():
         kind = int if name == "depth" else str
         if isinstance(value, bool) or not isinstance(value, kind):
-            raise ConfigError(f"{name} is {value!r}, not a {'number' if kind is int else 'text'}")
+            raise ConfigError(f"{name} is {show_number(value)}, not a {'number' if kind is int else 'text'}")
     bounds = {name: parse_instant(table[name], name) for name in ("start", "end") if name in table}
     for coin in coins:
         yield Target(Series(coin, **parts), **bounds)

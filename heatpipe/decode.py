@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
-from heatpipe.errors import DecodeError, EnvelopeError, TooHeavyError
+from heatpipe.errors import DecodeError, EnvelopeError, Foreign, TooHeavyError
 from heatpipe.inflate import PIECE_BYTES, Buffer, Text
 from heatpipe.memory import POOL
 from heatpipe.model import Snapshots, Span, Window, show_time
@@ -360,7 +360,7 @@ def _without_spaces(pieces: Iterable[Buffer]) -> Iterator[Buffer]:
             if split.any():
                 at = int(np.argmax(split))
                 raise DecodeError(
-                    f"two numbers without a comma between them: {_show(bytes([lefts[at]]) + b' ' + bytes([kept[at]]))}"
+                    "two numbers without a comma between them: ", Foreign(bytes([lefts[at]]) + b" " + bytes([kept[at]]))
                 )
             before = kept[-1]
             apart = False
@@ -390,7 +390,7 @@ def _check_envelope(document: Any, window: Window) -> bool:
     The vendor's JSON comes from protobuf, which leaves empty lists out, or writes null for them.
     """
     if not isinstance(document, dict) or not isinstance(document.get("series", ()), list | None):
-        raise EnvelopeError(f"the answer has no list 'series', but {_show(document)}")
+        raise EnvelopeError("the answer has no list 'series', but ", Foreign(document))
     series = document["series"]
     if not series:
         return False
@@ -398,13 +398,13 @@ def _check_envelope(document: Any, window: Window) -> bool:
         raise EnvelopeError(f"one series was asked for, {len(series)} came")
     only = series[0]
     if not isinstance(only, dict):
-        raise EnvelopeError(f"the series is not an object, but {_show(only)}")
+        raise EnvelopeError("the series is not an object, but ", Foreign(only))
     _check_id(only.get("id"), window)
     flat, nested = only.get("flat_points"), only.get("points")
     if flat is None and nested is None:
         return False
     if flat != [_CUT] or nested not in (None, []):  # else the cut was made elsewhere, or there was nothing to cut
-        raise EnvelopeError(f"the series has no array 'flat_points' of numbers, but {_show(only)}")
+        raise EnvelopeError("the series has no array 'flat_points' of numbers, but ", Foreign(only))
     return True
 
 
@@ -418,15 +418,10 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _check_id(found: Any, window: Window) -> None:
     asked = {"type": LIQUIDATIONS.name, "interval": window.series.interval, "coin": window.series.coin}
     if not isinstance(found, dict):
-        raise EnvelopeError(f"the series has no 'id', but {_show(found)}")
+        raise EnvelopeError("the series has no 'id', but ", Foreign(found))
     for key, value in asked.items():
         if found.get(key) != value:
-            raise EnvelopeError(f"the answer is for {key} {_show(found.get(key))}, asked was {value!r}")
-
-
-def _show(value: Any) -> str:
-    text = ascii(value)
-    return text if len(text) <= 80 else f"{text[:80]}…"
+            raise EnvelopeError(f"the answer is for {key} ", Foreign(found.get(key)), f", asked was {value!r}")
 
 
 def _parse_named(characters: NDArray[np.uint8], commas: NDArray[np.int64], first: int) -> NDArray[np.float64]:
@@ -434,7 +429,7 @@ def _parse_named(characters: NDArray[np.uint8], commas: NDArray[np.int64], first
     try:
         return _parse_block(characters, commas)
     except pa.ArrowInvalid:
-        raise DecodeError(_name_bad_number(characters.tobytes(), first)) from None
+        raise _name_bad_number(characters.tobytes(), first) from None
 
 
 def _parse_block(text: NDArray[np.uint8], commas: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -471,13 +466,13 @@ def _parse_block(text: NDArray[np.uint8], commas: NDArray[np.int64]) -> NDArray[
     return np.frombuffer(parsed.buffers()[1], np.float64, cells)[::2]
 
 
-def _name_bad_number(text: bytes, first: int) -> str:
+def _name_bad_number(text: bytes, first: int) -> DecodeError:
     for number, bad in enumerate(text.split(b","), first):
         try:
             float(bad)
         except ValueError:
-            return f"float {number} of flat_points is no number: {_show(bad)}"
-    return f"one of the floats from {first} on, in {_show(text)}, is no number"
+            return DecodeError(f"float {number} of flat_points is no number: ", Foreign(bad))
+    return DecodeError(f"one of the floats from {first} on, in ", Foreign(text), ", is no number")
 
 
 def _pair_up(numbers: NDArray[np.float64], before: int = 0) -> Pairs:

@@ -1,4 +1,4 @@
-"""What can go wrong, as a tree whose branches are what the caller does next. Imports nothing.
+"""What can go wrong, as a tree whose branches are what the caller does next. Imports nothing of heatpipe.
 
 ::
 
@@ -25,6 +25,13 @@
 
 A promise broken by heatpipe's own code is a ValueError, never one of these.
 """
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+SHOWN_CHARACTERS: Final = 80
+"""What is shown of a foreign value."""
 
 
 class HeatpipeError(Exception):
@@ -82,7 +89,42 @@ class TierError(ConfigError):
 
 
 class DecodeError(HeatpipeError):
-    """An answer breaks the contract; no row of it was kept."""
+    """An answer breaks the contract; no row of it was kept.
+
+    Parameters
+    ----------
+    *parts : str or Foreign
+        Its text. What the answer said stands there whole: a part of a key could not be found any more.
+    """
+
+    def __init__(self, *parts: "str | Foreign") -> None:
+        super().__init__(*parts)
+        self.parts = parts
+
+    def __str__(self) -> str:
+        return self.say(lambda text: text)
+
+    def say(self, clean: Callable[[str], str]) -> str:
+        """Return the text, with the foreign parts cleaned, and then cut."""
+        return "".join(part if isinstance(part, str) else part.show(clean) for part in self.parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Foreign:
+    """A part of an error's text that others have written.
+
+    Parameters
+    ----------
+    value : object
+        What was read; shown as Python writes it, in ASCII.
+    """
+
+    value: object
+
+    def show(self, clean: Callable[[str], str]) -> str:
+        """Return it cleaned, and then cut."""
+        text = clean(ascii(self.value))
+        return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}…"
 
 
 class EnvelopeError(DecodeError):

@@ -268,23 +268,35 @@ class Crew:
             self._leave_room(job)
             raise exc.with_traceback(None)  # noqa: B904 - its frames hold what was decoded so far
         except DecodeError as exc:
-            exc.with_traceback(None)  # its frames hold what was decoded so far
-            self._shelf.enter(job.body_bytes)
-            job.on_shelf = True
-            text = body.text.beginning(KEPT_BYTES + KEY_BYTES)
-            clean = self._client.redact(text)
-            job.body = clean[:KEPT_BYTES]
-            if clean != text:  # its words may end in the middle of the key
-                raise type(exc)(f"{window}: the answer breaks the contract, and repeats the API key") from None
-            raise type(exc)(self._client.clean(f"{window}: {exc}")) from exc
-        return judge(
-            window,
-            snapshots,
-            body.asked_at,
-            self.settings.settle_s,
-            dated=body.dated,
-            wire_bytes=body.wire_bytes,
-        )
+            fault = exc.with_traceback(None)  # its frames hold what was decoded so far
+        else:
+            return judge(
+                window,
+                snapshots,
+                body.asked_at,
+                self.settings.settle_s,
+                dated=body.dated,
+                wire_bytes=body.wire_bytes,
+            )
+        # Out here it has no context: a traceback would show the words of the answer as they came.
+        raise self._keep(job, window, body, fault)
+
+    def _keep(self, job: Job, window: Window, body: Body, fault: DecodeError) -> DecodeError:
+        """Keep an answer that breaks the contract; return what is wrong with it, in words without the key."""
+        self._shelf.enter(job.body_bytes)
+        job.on_shelf = True
+        text = body.text.beginning(KEPT_BYTES + KEY_BYTES)
+        clean = self._client.redact(text)
+        job.body = clean[:KEPT_BYTES]
+        if clean != text:  # the words may be a part of it
+            return type(fault)(f"{window}: {fault.say(_hide)}; the answer repeats the API key")
+        if len(text) == KEPT_BYTES + KEY_BYTES:  # nobody knows what else stands there
+            return type(fault)(f"{window}: {fault.say(_hide)}")
+        return type(fault)(f"{window}: {fault.say(self._client.clean)}")
+
+
+def _hide(_text: str) -> str:
+    return "(not shown)"
 
 
 class _Room:

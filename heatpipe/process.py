@@ -204,7 +204,7 @@ def _describe(exc: BaseException) -> tuple[str, int]:
     if isinstance(exc, OSError):
         hint = "; raise the limit (ulimit -n)" if exc.errno in (errno.EMFILE, errno.ENFILE) else ""
         return f"{exc.filename or 'the system'}: {exc.strerror or exc}{hint}", FAILED
-    text = " ".join(str(exc).split())[:SAID_MOST]
+    text = _without_key(" ".join(str(exc).split()))[:SAID_MOST]
     if isinstance(exc, RuntimeError) and "start new thread" in text:
         return "no thread can be started: raise the limit of processes (ulimit -u) or of memory (ulimit -v)", FAILED
     if isinstance(exc, ImportError):
@@ -217,14 +217,22 @@ def _print_traceback(exc: BaseException) -> None:
     import traceback
 
     with suppress(Exception):
-        traceback.print_exception(exc)
+        print(_without_key("".join(traceback.format_exception(exc))), end="", file=sys.stderr, flush=True)
 
 
 def _say(line: str) -> None:
     """Print one line to stderr, whatever stands in it."""
-    shown = "".join(" " if ord(c) < 32 or 127 <= ord(c) < 160 else c for c in line)
+    shown = "".join(" " if ord(c) < 32 or 127 <= ord(c) < 160 else c for c in _without_key(line))
     with suppress(Exception):  # nobody is left to be told
         print(shown, file=sys.stderr, flush=True)
+
+
+def _without_key(text: str) -> str:
+    """Return a text without the environment's key: it may have been given where it does not belong."""
+    from heatpipe.redaction import KEY_VARIABLE, Redactor, Secret
+
+    key = os.environ.get(KEY_VARIABLE, "").strip()
+    return Redactor(Secret(key)).clean(text) if key.isascii() and key.isprintable() else text
 
 
 def _end_of_uncaught(_type: type[BaseException], exc: BaseException, _traceback: TracebackType | None) -> None:

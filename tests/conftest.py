@@ -22,8 +22,9 @@ import pyarrow as pa
 import pytest
 
 import heatpipe
-from heatpipe.config import Secret, Settings
+from heatpipe.config import Settings
 from heatpipe.model import Series, Span
+from heatpipe.redaction import Secret
 from heatpipe.sandbox import Market, Options, Tier, serve
 from heatpipe.sandbox.app import Answered
 

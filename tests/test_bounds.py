@@ -23,7 +23,8 @@ SPAN: Final = Span(TODAY - 10 * DAY, TODAY - 10 * DAY + 1000 * MINUTE)
 PROGRAM: Final = """
 import json, resource, sys
 import heatpipe.client
-from heatpipe.config import Secret, Settings
+from heatpipe.config import Settings
+from heatpipe.redaction import Secret
 from heatpipe.ingest import backfill
 from heatpipe.model import Series
 

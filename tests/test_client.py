@@ -21,7 +21,7 @@ import pytest
 from heatpipe import __version__
 from heatpipe.budget import Budget
 from heatpipe.client import FOREIGN_LOGGERS, Body, Client, Spent, body_cap
-from heatpipe.config import Secret, Settings
+from heatpipe.config import Settings
 from heatpipe.errors import (
     ConfigError,
     DecodeError,
@@ -39,6 +39,7 @@ from heatpipe.errors import (
     UnreachableError,
 )
 from heatpipe.model import Series, Span, Window
+from heatpipe.redaction import Secret
 from tests.conftest import MINUTE, NOW_S, RESET, TODAY, Answer, Asked, Clock, MakeSettings, MakeUpstream, http
 
 KEY = "k3y-that-nobody-may-see"

@@ -1,6 +1,7 @@
 """Where settings come from, which of them wins, and what is said of a wrong one."""
 
 import copy
+import json
 import os
 import pickle
 from collections.abc import Callable, Mapping
@@ -13,10 +14,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from heatpipe.config import Secret, Settings, Target, parse_instant, parse_last, resolve_span
+from heatpipe.config import _FIELDS, Settings, Target, parse_instant, parse_last, resolve_span
 from heatpipe.errors import ConfigError, KeyRefusedError
 from heatpipe.model import Series, Span
 from heatpipe.plan import Horizon
+from heatpipe.redaction import Secret
 from heatpipe.store import Store
 
 KEY = "sk-Do-Not-Show-Me-31415"
@@ -619,3 +621,76 @@ def test_the_example_file_shows_every_setting_and_its_default() -> None:
     example = Settings.load(file=str(Path(__file__).parent.parent / "configs" / "example.toml"), environment={})
     assert replace(example, targets=()) == Settings()
     assert len(example.targets) == 4
+
+
+# What a refusal shows
+
+SECRET = "s3cr3t-Abc_123456"
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("HEATPIPE_API_URL", f"https://user:{SECRET}@api.kiyotaka.ai"),
+        ("HEATPIPE_API_URL", f"https://user:{SECRET}@api.kiyotaka.ai:port"),
+        ("HEATPIPE_API_URL", f"https://api.kiyotaka.ai/?key={SECRET}"),
+        ("HEATPIPE_API_URL", f"https://api.kiyotaka.ai/#{SECRET}"),
+        ("HEATPIPE_API_URL", f"https://[{SECRET}"),
+        ("HEATPIPE_API_URL", f"http://{SECRET}"),
+        ("HEATPIPE_API_URL", f"ftp://{SECRET}"),
+        ("HEATPIPE_API_URL", SECRET),
+        ("HEATPIPE_API_URL", f"https://é{SECRET}"),
+        ("HEATPIPE_KEY_HEADER", f"X-Key: {SECRET}"),
+        ("HEATPIPE_KEY_HEADER", f"{SECRET}="),
+        ("HEATPIPE_DATA", f"s3://user:{SECRET}@bucket/prefix"),
+        ("HEATPIPE_DATA", f"https://host/data?sig={SECRET}"),
+        *(
+            (variable, secret)
+            for variable in (
+                *("HEATPIPE_WEIGHT_PER_MINUTE", "HEATPIPE_BURST", "HEATPIPE_HISTORY_DAYS", "HEATPIPE_TIMEOUT_S"),
+                *("HEATPIPE_PATIENCE_S", "HEATPIPE_CONCURRENCY", "HEATPIPE_SETTLE_S"),
+            )
+            for secret in (SECRET, "31415926535897932384", f"7{SECRET}")
+        ),
+    ],
+)
+def test_a_refused_setting_is_named_and_not_shown(variable: str, value: str, toml: WriteToml) -> None:
+    spec = next(spec for spec in _FIELDS.values() if spec.variable == variable)
+    written = toml(f"[{spec.table}]\n{spec.key} = {json.dumps(value)}")
+    for place, said in (
+        (variable, refusal(lambda: load(environment={variable: value}))),
+        (spec.key, refusal(lambda: load(file=written))),
+    ):
+        assert place in said
+        assert SECRET[:6] not in said
+        assert "31415926" not in said
+
+
+def test_a_number_that_is_written_out_of_bounds_is_shown() -> None:
+    for value in ("0", "12.5", "-3", "1e3", "99999999999"):
+        assert value in refusal(lambda value=value: load(environment={"HEATPIPE_BURST": value}))  # type: ignore[misc]
+
+
+def test_a_key_in_place_of_a_depth_is_not_shown(toml: WriteToml) -> None:
+    said = refusal(lambda: load(file=toml(f"[[series]]\ncoins = ['BTC']\ndepth = '{SECRET}'")))
+    assert "depth is" in said
+    assert SECRET[:6] not in said
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        *("Host", "Content-Length", "transfer-encoding", "Connection", "Accept", "Accept-Encoding", "User-Agent"),
+        *("Cookie", "TE", "Upgrade", "Expect", "Range", "If-None-Match", "Proxy-Authorization", "Date", "Content_Type"),
+        *("Sec-Fetch-Mode", "X-Forwarded-For", "Keep-Alive", "Max-Forwards"),
+    ],
+)
+def test_a_header_that_http_uses_itself_carries_no_key(header: str) -> None:
+    said = refusal(lambda: load(environment={"HEATPIPE_KEY_HEADER": header}))
+    assert "HTTP uses" in said
+    assert "X-Kiyotaka-Key" in said
+
+
+@pytest.mark.parametrize("header", ["X-Kiyotaka-Key", "Authorization", "api_key", "X-Content-Key", "Secret", "Tenant"])
+def test_any_other_header_may_carry_the_key(header: str) -> None:
+    assert load(environment={"HEATPIPE_KEY_HEADER": header}).key_header == header

@@ -18,11 +18,12 @@ from typing import Final
 import pytest
 
 from heatpipe.cli import app, run
-from heatpipe.config import Secret, Settings
+from heatpipe.config import Settings
 from heatpipe.ingest import backfill
 from heatpipe.layout import TABLE, day_path, series_path, slab_name
 from heatpipe.model import Series, Span, Spans, days_of, show_time
 from heatpipe.plan import plan_slabs
+from heatpipe.redaction import Secret
 from heatpipe.store import Store
 from tests.conftest import (
     DAY,

@@ -24,11 +24,12 @@ import pytest
 
 from heatpipe.budget import Budget
 from heatpipe.cli import app, run
-from heatpipe.config import Secret, Settings
+from heatpipe.config import Settings
 from heatpipe.errors import UnreachableError
 from heatpipe.fetch import Stop
 from heatpipe.ingest import backfill
 from heatpipe.model import Series, Span, Spans, show_time
+from heatpipe.redaction import Secret
 from heatpipe.report import Report
 from heatpipe.sandbox import Answered, Market, Options, Points, Tier, faults, serve
 from heatpipe.sandbox.faults import Damage, Fault, Refusal, Rule

@@ -14,6 +14,7 @@ HOUSE = Path(__file__).parents[1]
 ORDER = (
     "errors",
     "upstream",
+    "redaction",
     "process",
     "inflate",
     "memory",

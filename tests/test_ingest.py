@@ -21,12 +21,13 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
-from heatpipe.config import Secret, Settings, Target
+from heatpipe.config import Settings, Target
 from heatpipe.errors import ConfigError, DatasetError, HeatpipeError, KeyRefusedError, Stopped, TierError
 from heatpipe.fetch import Stop
 from heatpipe.ingest import backfill, update
 from heatpipe.model import Series, Span, Spans, days_of
 from heatpipe.plan import plan_slab, plan_slabs
+from heatpipe.redaction import Secret
 from heatpipe.report import Progress, Report
 from heatpipe.sandbox import Market
 from heatpipe.store import Store

@@ -1,27 +1,37 @@
 """A canary for a key: whatever goes wrong, it sings in no output, log, file, exception or process title."""
 
+import gzip
+import html
+import io
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import unquote
 
+import httpcore
+import httpx
 import pytest
+from httpcore._backends.sync import SyncStream
+from rich.console import Console
+from rich.traceback import Traceback
 
-from heatpipe.config import Secret
 from heatpipe.errors import HeatpipeError
 from heatpipe.ingest import backfill
 from heatpipe.model import Series
+from heatpipe.redaction import Secret
 from heatpipe.sandbox import Market, Options, Rule, Tier, faults, serve
 from tests.conftest import DAY, TODAY, Clock, MakeSettings, MakeUpstream, http, read_tree, run_sandbox
+from tests.test_redaction import SPELLINGS
 
 CANARY = "c4n4ry/5f0e+9d="
 """With what JSON and URLs may spell otherwise."""
-SPELLINGS = (CANARY, CANARY.replace("/", "\\/"), quote(CANARY, safe=""))
 KEYS = {CANARY: Tier("enterprise", 10**9, 10**9, history_days=0)}
 SPAN = (TODAY - DAY, TODAY)
 
@@ -44,23 +54,117 @@ ECHOES: tuple[faults.Fault, ...] = (
 
 
 def sings(text: str) -> bool:
-    """Whether the key stands there, or a part of it that is too long for chance."""
-    return any(spelling[:8] in text for spelling in SPELLINGS)
+    """Whether the key can be read there, or a part of it that is too long for chance."""
+    read = text
+    for _ in range(4):  # as deep as anybody would go
+        if CANARY[:8] in read:
+            return True
+        read = re.sub(r"\\+[uUx]\{?0*([0-9a-fA-F]{2})\}?", lambda found: chr(int(found[1], 16)), read)
+        read = re.sub(r"\\+([01][0-7]{2})", lambda found: chr(int(found[1], 8)), read)
+        read = html.unescape(unquote(re.sub("%u00", "%", read))).replace("\\", "").replace("\0", "")
+    return False
 
 
-@pytest.mark.parametrize("spelling", SPELLINGS)
-@pytest.mark.parametrize("key", ["type", "coin"])
-def test_no_spelling_of_the_key_gets_past_who_looks_for_it(
-    upstream: MakeUpstream, settings: MakeSettings, spelling: str, key: str
+@pytest.mark.parametrize("name", SPELLINGS)
+def test_what_looks_for_a_key_reads_its_spellings(name: str) -> None:
+    assert sings("".join(map(SPELLINGS[name], CANARY))) or name == "upper case"
+
+
+def series_with(text: str) -> bytes:
+    return f'{{"series":[{text}]}}'.encode()
+
+
+def refusal_with(status: int, message: str) -> bytes:
+    return http(status, f'{{"error":"NO","message":"{message}"}}'.encode())
+
+
+PLACES: dict[str, Callable[[str], bytes]] = {
+    "the type of the answer": lambda key: http(body=series_with(f'{{"id":{{"type":"{key}"}}}}')),
+    "a value that is cut": lambda key: http(body=series_with(f'{{"id":{{"type":"{"x" * 70}{key}y"}}}}')),
+    "a member": lambda key: http(body=series_with(f'{{"id":{{"{key}":5}}}}')),
+    "a number": lambda key: http(body=answer_with(f'5,"{key}"')),
+    "numbers": lambda key: http(body=answer_with(f"1,{key},2")),
+    "no JSON": lambda key: http(body=f"<p>{key}".encode()),
+    "no JSON, cut": lambda key: http(body=f'{{"series":[],"asked with":"{key[: len(key) * 9 // 10]}'.encode()),
+    "the end of a long answer": lambda key: http(body=b'{"a":"' + b"y" * (1 << 21) + f"{key}".encode()),
+    "gzip": lambda key: http(body=gzip.compress(f"{key}!".encode()), headers={"Content-Encoding": "gzip"}),
+    "a bad request": lambda key: refusal_with(400, f"no access with {key}"),
+    "a refusal": lambda key: refusal_with(403, f"no access with {key}"),
+    "a refusal that is cut": lambda key: refusal_with(403, "x" * 180 + key),
+    "a fault": lambda key: refusal_with(500, f"no access with {key}"),
+    "the reason": lambda key: f"HTTP/1.1 200 {key}\r\nContent-Length: 0\r\n\r\n".encode(),
+    "the encoding": lambda key: http(body=b"{}", headers={"Content-Encoding": key}),
+    "a wrong header": lambda key: f"HTTP/1.1 200 OK\r\n{key}\r\n\r\n".encode(),
+    "a wrong status": lambda key: f"HTTP/1.1 {key}\r\n\r\n".encode(),
+    "no HTTP": lambda key: f"{key}\r\n\r\n".encode(),
+    "a wrong length": lambda key: f"HTTP/1.1 200 OK\r\nContent-Length: {key}\r\n\r\n".encode(),
+    "where to go": lambda key: http(302, headers={"Location": f"/?key={key}"}),
+}
+
+
+def answer_with(numbers: str) -> bytes:
+    identity = '{"type":"HYPERLIQUID_LIQUIDATION_AGG","interval":"HOUR","coin":"BTC"}'
+    return series_with(f'{{"id":{identity},"flat_points":[{numbers}]}}')
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_no_spelling_of_the_key_gets_past_what_looks_for_it(
+    place: str, upstream: MakeUpstream, settings: MakeSettings, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Cut off in the middle, even: a message shows no more than so many characters of a wrong value."""
-    text = "x" * 70 + spelling + "y"
-    body = b'{"series":[{"id":{"%s":"%s"},"flat_points":[]}]}' % (key.encode(), text.encode())
-    chosen = settings(upstream(lambda _: http(body=body)).url, api_key=Secret(CANARY))
-    report = backfill([Series("BTC", "HOUR", depth=5)], *SPAN, settings=chosen, clock=Clock())
-    assert len(report.failures) == 1
-    assert not sings(json.dumps(report.as_document()))
-    assert not sings("".join(data.decode("latin-1") for data in read_tree(chosen.root).values()))
+    caplog.set_level(logging.DEBUG)
+    spelt = {name: "".join(map(spell, CANARY)) for name, spell in SPELLINGS.items()}
+    spelt["a mixture"] = "c\\u0034n%34&#114;y\\/%35f\\u0030e&plus;9\\x64%253D"
+    for name, key in spelt.items():
+        answer = PLACES[place](key)
+        chosen = settings(upstream(lambda _, answer=answer: answer).url, api_key=Secret(CANARY), patience_s=0.0)  # type: ignore[misc]
+        said: list[str] = []
+        try:
+            report = backfill([Series("BTC", "HOUR", depth=5)], *SPAN, settings=chosen, clock=Clock())
+            said += [str(report.failures), json.dumps(report.as_document())]
+            assert report.failures, name
+        except HeatpipeError as exc:
+            said += [str(exc), *traceback.format_exception(exc)]
+        said += [f"{record.getMessage()} {record.exc_text}" for record in caplog.records]
+        written = [data.decode("latin-1") for data in read_tree(chosen.root).values()]
+        assert [text for text in (*said, *written) if sings(text)] == [], name
+        caplog.clear()
+
+
+@pytest.mark.parametrize("place", ["connect_tcp", "read", "write"])
+def test_a_traceback_with_locals_does_not_show_the_key(
+    place: str, upstream: MakeUpstream, settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As rich, pytest and Jupyter can show them: whatever ends a request in the middle of a library."""
+
+    def fail(*_: object, **__: object) -> object:
+        raise RuntimeError(f"out of nothing, with {CANARY}")
+
+    owner = httpcore.SyncBackend if place == "connect_tcp" else SyncStream
+    monkeypatch.setattr(owner, place, fail)
+    chosen = settings(upstream(lambda _: http()).url, api_key=Secret(CANARY))
+    with pytest.raises(RuntimeError, match="out of nothing") as caught:
+        backfill([Series("BTC", "HOUR", depth=5)], *SPAN, settings=chosen, clock=Clock())
+    shown = "".join(traceback.TracebackException.from_exception(caught.value, capture_locals=True).format())
+    console = Console(file=io.StringIO(), width=200)
+    console.print(Traceback.from_exception(type(caught.value), caught.value, caught.tb, show_locals=True))
+    shown += console.file.getvalue()  # type: ignore[attr-defined]
+    assert "_exchange" in shown
+    assert not sings(shown.replace(f"with {CANARY}", ""))
+
+
+def test_a_client_that_cannot_be_made_does_not_show_the_key(
+    upstream: MakeUpstream, settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> object:
+        raise RuntimeError("out of nothing")
+
+    monkeypatch.setattr(httpx.HTTPTransport, "__init__", fail)
+    chosen = settings(upstream(lambda _: http()).url, api_key=Secret(CANARY))
+    with pytest.raises(RuntimeError, match="out of nothing") as caught:
+        backfill([Series("BTC", "HOUR", depth=5)], *SPAN, settings=chosen, clock=Clock())
+    shown = "".join(traceback.TracebackException.from_exception(caught.value, capture_locals=True).format())
+    assert "key_header" in shown
+    assert not sings(shown)
 
 
 @pytest.mark.parametrize("fault", [*EVERY, *ECHOES], ids=lambda fault: str(fault.name))
@@ -168,3 +272,37 @@ def test_a_loud_flow_does_not_make_the_key_known(tmp_path: Path) -> None:
     assert any(b"fill-slab" in data for path, data in tree.items() if path.startswith("prefect")), "there is no log"
     assert not sings(result.stdout)
     assert [path for path, data in tree.items() if sings(data.decode("latin-1"))] == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["backfill", CANARY],
+        [CANARY],
+        ["backfill", f"--{CANARY}"],
+        ["backfill", "--coin", "BTC", "--last", CANARY],
+        ["backfill", "--coin", "BTC", "--start", CANARY],
+        ["backfill", "--coin", "BTC", "--last", "1d", "--unit", CANARY],
+        ["backfill", "--coin", "BTC", "--last", "1d", "--depth", CANARY],
+        ["backfill", "--coin", "BTC", "--last", "1d", "--max-weight", CANARY],
+        ["backfill", "--coin", "BTC", "--last", "1d", "--api-url", f"https://u:{CANARY}@h"],
+        ["backfill", "--coin", "BTC", "--last", "1d", "--data", f"s3://u:{CANARY}@h"],
+        ["backfill", "--coin", "BTC", "--last", "1d", "--config", f"/there/{CANARY}"],
+        ["backfill", "--coin", "x" * 70 + CANARY, "--last", "1d"],
+        ["sandbox", "--port", CANARY],
+    ],
+    ids=" ".join,
+)
+def test_a_key_that_was_given_in_a_wrong_place_is_not_printed(arguments: list[str], tmp_path: Path) -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "heatpipe", *arguments, *(["--verbose"] if arguments[0] == "backfill" else [])],
+        env=environment("http://127.0.0.1:9"),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert result.returncode == 2, result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert not sings(result.stdout + result.stderr)

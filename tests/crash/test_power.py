@@ -9,8 +9,9 @@ import pytest
 
 import heatpipe
 from heatpipe import layout
-from heatpipe.config import Secret, Settings
+from heatpipe.config import Settings
 from heatpipe.errors import HeatpipeError
+from heatpipe.redaction import Secret
 from heatpipe.store import Store
 from tests.conftest import read_tree
 from tests.crash.launcher import Operation

@@ -19,8 +19,8 @@ from pydantic import SecretStr
 import heatpipe
 from flows.backfill import backfill
 from flows.slabs import MOST_REASONS, SUBMITTED_AT_ONCE
-from heatpipe.config import Secret
 from heatpipe.errors import IncompleteError
+from heatpipe.redaction import Secret
 from heatpipe.sandbox import Market, Options, Rule, faults, serve
 from tests.flows.conftest import (
     CANARY,

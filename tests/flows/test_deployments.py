@@ -21,7 +21,7 @@ from prefect.states import AwaitingRetry, Cancelling
 from pydantic import SecretStr
 
 import heatpipe
-from heatpipe.config import Secret
+from heatpipe.redaction import Secret
 from heatpipe.sandbox import Market, Options, serve
 from tests.flows.conftest import (
     CANARY,

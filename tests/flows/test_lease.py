@@ -22,8 +22,9 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.lease import PROCESSES, RACE_S, SLOTS, SharedLease, _choose_block, _Level, _Limit, name_limit, open_lease
 from heatpipe.budget import Budget
-from heatpipe.config import Secret, Settings
+from heatpipe.config import Settings
 from heatpipe.errors import ConfigError, RateLimitedError, Stopped, UnreachableError
+from heatpipe.redaction import Secret
 from tests.flows.conftest import Server
 
 NUMBERS = count()

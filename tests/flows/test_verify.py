@@ -9,7 +9,7 @@ from prefect.client.schemas.objects import State
 
 import heatpipe
 from flows.verify import UnsoundError, verify
-from heatpipe.config import Secret
+from heatpipe.redaction import Secret
 from tests.flows.conftest import CANARY, Upstream, artifacts_of, logs_of, newest_run, until
 
 pytestmark = pytest.mark.usefixtures("in_process")
