@@ -5,6 +5,7 @@ Where heatpipe keeps files of its own, only plain files in real folders are touc
 
 import contextlib
 import errno
+import io
 import logging
 import os
 import stat
@@ -137,14 +138,24 @@ def _new_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def _copy(path: Path, copy: Path) -> None:
-    """Copy a file in pieces, and leave holes where it holds zeros."""
-    with path.open("rb") as source, _new_file(copy) as target:
-        while piece := source.read(PIECE_BYTES):
-            if piece.count(0) == len(piece):
-                target.seek(len(piece), os.SEEK_CUR)
-            else:
+    """Copy a file in pieces, and leave holes where it has some, or holds zeros."""
+    with path.open("rb", buffering=0) as source, _new_file(copy) as target:
+        while piece := _read_on(source):
+            target.seek(source.tell() - len(piece))
+            if piece.count(0) < len(piece):
                 target.write(piece)
-        target.truncate()
+        target.truncate(source.tell())
+
+
+def _read_on(source: io.FileIO) -> bytes:
+    """Return the next piece of a file, behind a hole where there is one; at its end nothing."""
+    with contextlib.suppress(OSError):  # a file system that knows no holes
+        try:
+            source.seek(os.lseek(source.fileno(), source.tell(), os.SEEK_DATA))
+        except OSError as exc:
+            if exc.errno == errno.ENXIO:  # nothing but a hole is left
+                source.seek(0, os.SEEK_END)
+    return source.read(PIECE_BYTES)
 
 
 def same_bytes(one: Path, other: Path) -> bool:

@@ -32,6 +32,11 @@ SEAL_BYTES: Final = 32
 CAPPED_KEY: Final = b"heatpipe.capped"
 COUNT: Final = re.compile(rb"0|[1-9][0-9]{0,17}")
 
+MOST_BYTES_PER_ROW: Final = 32
+"""Three columns of eight bytes, and what Parquet puts around them: no compression makes more of it."""
+MOST_FOOTER_BYTES: Final = 1 << 20
+"""What Parquet's metadata may take: that of a day whose every second minute is covered takes a tenth of it."""
+
 SCHEMA: Final = pa.schema(
     [
         pa.field("timestamp", pa.timestamp("us", tz="UTC"), nullable=False),
@@ -384,6 +389,42 @@ def _read_spans(pairs: Iterable[Iterable[Any]], interval_s: int) -> Spans:
     if [tuple(span) for span in spans] != given:
         raise ValueError(f"ranges are not sorted and merged: {given}")
     return spans
+
+
+def most_rows(series: Series) -> int:
+    """Return how many rows a day can have."""
+    return series.depth * (DAY_S // series.interval_s)
+
+
+def check_size(size_bytes: int, series: Series, path: str) -> None:
+    """Raise a DamagedError where a file is larger than any day of its series: it need not be read to know that."""
+    most = MOST_BYTES_PER_ROW * most_rows(series) + 2 * MOST_FOOTER_BYTES
+    if size_bytes > most:
+        raise DamagedError(f"{path} has {size_bytes:,} bytes, a day of {series} at most {most:,}", path)
+
+
+def check_announced(metadata: Any, series: Series, path: str) -> None:
+    """Raise a DamagedError where Parquet's metadata announces more than a day can hold: nothing of it is read then.
+
+    Parameters
+    ----------
+    metadata : pyarrow.parquet.FileMetaData
+        Of the file.
+    series : Series
+        Whose day it is.
+    path : str
+        What errors call it.
+    """
+    if metadata.num_columns != len(SCHEMA):
+        raise DamagedError(f"{path} announces {metadata.num_columns:,} columns, not {len(SCHEMA)}", path)
+    most = most_rows(series)
+    if metadata.num_rows > most:
+        raise DamagedError(f"{path} announces {metadata.num_rows:,} rows, a day of {series} has at most {most:,}", path)
+    groups = map(metadata.row_group, range(metadata.num_row_groups))
+    size = sum(group.column(number).total_uncompressed_size for group in groups for number in range(len(SCHEMA)))
+    most = MOST_BYTES_PER_ROW * most + 2 * MOST_FOOTER_BYTES
+    if size > most:
+        raise DamagedError(f"{path} announces {size:,} bytes of columns, a day of {series} has at most {most:,}", path)
 
 
 def check_columns(schema: pa.Schema, path: str) -> None:

@@ -229,10 +229,12 @@ def _say(line: str) -> None:
 
 def _without_key(text: str) -> str:
     """Return a text without the environment's key: it may have been given where it does not belong."""
-    from heatpipe.redaction import KEY_VARIABLE, Redactor, Secret
+    from heatpipe.redaction import KEY_VARIABLE, SURE_CHARACTERS, Redactor, Secret
 
     key = os.environ.get(KEY_VARIABLE, "").strip()
-    return Redactor(Secret(key)).clean(text) if key.isascii() and key.isprintable() else text
+    if len(key) < SURE_CHARACTERS or not (key.isascii() and key.isprintable()):
+        return text  # it is none; and a letter would be found in every word
+    return Redactor(Secret(key)).clean(text)
 
 
 def _end_of_uncaught(_type: type[BaseException], exc: BaseException, _traceback: TracebackType | None) -> None:

@@ -77,6 +77,10 @@ PARQUET: Final[dict[str, Any]] = {
     "sorting_columns": (pq.SortingColumn(0), pq.SortingColumn(1)),
 }
 ROWS_PER_GROUP: Final = 8 * 131_072
+PARQUET_END: Final = bytes(4) + b"PAR1"
+"""The length of the metadata stands there, then this word."""
+MOST_LISTED: Final = 10_000
+"""Most members of any list in the metadata."""
 
 
 class _Listed(NamedTuple):
@@ -123,18 +127,30 @@ class Store:
         """Return the files of a series' days, in order: what readers are given, and nothing that lies beside them.
 
         Their names are text as `text_name` makes it.
+
+        Raises
+        ------
+        DamagedError
+            One is larger than any day of the series: readers would take its word for what it holds.
         """
         folder = text_name(self.root / layout.series_path(series))
         there = sorted((day, path) for day, path in self._day_folders(series) if day in days)
-        return [f"{folder}/{path.name}/{layout.FILE_NAME}" for _, path in there if self._has_file(path)]
+        return [f"{folder}/{path.name}/{layout.FILE_NAME}" for _, path in there if self._has_file(path, series)]
 
     def has_files(self, series: Series) -> bool:
         """Whether there is any file of a series; most often the first look tells."""
         return any(self._has_file(path) for _, path in self._day_folders(series))
 
-    def _has_file(self, day_folder: Path) -> bool:
+    def _has_file(self, day_folder: Path, series: Series | None = None) -> bool:
+        """Whether there is a day's file; its size is looked at where it is said whose it is."""
+        path = day_folder / layout.FILE_NAME
         with read_errors(day_folder):
-            return stat.S_ISREG(_mode(day_folder / layout.FILE_NAME))
+            status = _status(path)
+        if status is None or not stat.S_ISREG(status.st_mode):
+            return False
+        if series is not None:
+            layout.check_size(status.st_size, series, str(path))
+        return True
 
     def check_dataset(self) -> None:
         """Raise a DatasetError unless there is a dataset at the root, or an empty folder that may become one."""
@@ -206,8 +222,10 @@ class Store:
         with read_errors(path):
             if not _is_file(path):  # much cheaper than an error, and planning asks for every day there could be
                 return None
-            footer = layout.decode_footer(_read_part(path, _parse_metadata), str(path))
+            metadata = _read_part(path, series, _parse_metadata)
+            footer = layout.decode_footer(metadata.metadata, str(path))
             layout.check_place(footer, series, day, str(path))
+            layout.check_announced(metadata, series, str(path))
             return footer
 
     def mark(self, series: Series, day: int) -> Mark | None:
@@ -360,7 +378,7 @@ class Store:
             return footer.capped
         path = self._path(series, day)
         with read_errors(path):
-            timestamp, levels = layout.decode_points(_read_part(path, partial(_parse_columns, ["timestamp"])))
+            timestamp, levels = layout.decode_points(_read_columns(path, series, ["timestamp"]))
         first, last = np.searchsorted(timestamp, np.array(span) * 1_000_000)
         return layout.count_capped(levels[first:last], series.depth)
 
@@ -374,7 +392,7 @@ class Store:
         """
         path = self._path(series, day)
         with read_errors(path):
-            return layout.decode_bounds(_read_part(path, partial(_parse_columns, ["timestamp", "price"])))
+            return layout.decode_bounds(_read_columns(path, series, ["timestamp", "price"]))
 
     def covered(self, series: Series, days: Iterable[int]) -> Spans:
         """Return what is covered of some days."""
@@ -391,23 +409,14 @@ class Store:
         self.check_spelling(series)
         path = self._path(series, day)
         with read_errors(path):
-            data = self._read_bytes(path) if _is_file(path) else None
+            data = self.read_file(layout.day_path(series, day), series) if _is_file(path) else None
             if data is None:
                 return None
-            table, footer = decode_file(data, str(path))
-            layout.check_place(footer, series, day, str(path))
-            layout.check_columns(table.schema, str(path))
+            table, footer = decode_file(data, series, day, str(path))
             rows = layout.decode_rows(table)
             if layout.digest_rows(rows.row_timestamps(), rows.price, rows.volume) != footer.digest:
                 raise DamagedError(f"{path} holds other rows than its footer vouches for", str(path))
-            layout.check_seal(data, str(path))
             return Day(series, day, rows, footer.coverage)
-
-    def _read_bytes(self, path: Path) -> bytes | None:
-        """Return a file as it is at one moment, whoever replaces it meanwhile; None where there is none."""
-        with read_errors(path), contextlib.suppress(FileNotFoundError):
-            return path.read_bytes()
-        return None
 
     def list_folder(self, folder: PurePosixPath) -> list[tuple[str, str]]:
         """Return name and kind of what lies in a folder, sorted; nothing where there is no folder.
@@ -422,15 +431,21 @@ class Store:
             return sorted((entry.name, _kind(entry)) for entry in entries)
         return []
 
-    def read_file(self, path: PurePosixPath) -> bytes | None:
-        """Return the bytes of a file, opened once; None where there is none.
+    def read_file(self, path: PurePosixPath, series: Series) -> bytes | None:
+        """Return a day's file as it is at one moment, whoever replaces it meanwhile; None where there is none.
 
         Raises
         ------
+        DamagedError
+            It is larger than any day of the series, and is not read.
         UnreadableError
             It cannot be read now.
         """
-        return self._read_bytes(self.root / path)
+        place = self.root / path
+        with read_errors(place), contextlib.suppress(FileNotFoundError), place.open("rb") as file:
+            layout.check_size(os.fstat(file.fileno()).st_size, series, str(place))
+            return file.read()
+        return None
 
     def size_bytes(self, series: Series) -> int:
         """Size of a series' files."""
@@ -780,24 +795,34 @@ def encode_file(day: Day) -> bytearray:
     return data
 
 
-def decode_file(data: bytes, path: str) -> tuple[pa.Table, Footer]:
-    """Return the rows of a file, page checksums checked, and what it says of itself; nothing is held against it yet.
+def decode_file(data: bytes, series: Series, day: int, path: str) -> tuple[pa.Table, Footer]:
+    """Return the rows of a day's file and what it says of itself; the rows are not held against that yet.
+
+    Its seal is checked before a column is read, and what its metadata announces: a page of some hundred bytes may
+    become gigabytes.
 
     Raises
     ------
     DamagedError
-        It is no Parquet file, or has no footer of heatpipe's.
+        It is no Parquet file, has no footer of heatpipe's, lies in another day's place, or is not what was written.
     UnreadableError
         It cannot be read now, or by this version.
     """
     with _parsing(data, path):
-        table = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True).read(use_threads=False)
-    return table, layout.decode_footer(table.schema.metadata, path)
+        file = _open_parquet(pa.BufferReader(data))
+    footer = layout.decode_footer(file.metadata.metadata, path)
+    layout.check_place(footer, series, day, path)
+    layout.check_columns(file.schema_arrow, path)
+    layout.check_announced(file.metadata, series, path)
+    layout.check_seal(data, path)
+    with _parsing(data, path):
+        return file.read(use_threads=False), footer
 
 
-def _read_part(path: Path, parse: Callable[[Any], T]) -> T:
+def _read_part(path: Path, series: Series, parse: Callable[[Any], T]) -> T:
     """Return what a parser makes of a part of a file; all of the file is read where that part does not parse."""
     with path.open("rb") as file:
+        layout.check_size(os.fstat(file.fileno()).st_size, series, str(path))
         with contextlib.suppress(Exception):  # whatever it says of a part, all of the bytes are asked next
             return parse(file)
         file.seek(0)
@@ -806,15 +831,36 @@ def _read_part(path: Path, parse: Callable[[Any], T]) -> T:
         return parse(pa.BufferReader(data))
 
 
-def _parse_metadata(source: Any) -> Mapping[bytes, bytes] | None:
-    """Return the key-value metadata at a file's end."""
-    found: Mapping[bytes, bytes] | None = pq.read_metadata(source).metadata
-    return found
+def _parse_metadata(source: Any) -> pq.FileMetaData:
+    """Return the metadata at a file's end."""
+    return _open_parquet(source).metadata
 
 
-def _parse_columns(names: list[str], source: Any) -> pa.Table:
-    file = pq.ParquetFile(source, page_checksum_verification=True)
-    return file.read(columns=names, use_threads=False)
+def _read_columns(path: Path, series: Series, names: list[str]) -> pa.Table:
+    """Return some columns of a day's file; of its seal and its digest nothing is known."""
+
+    def parse(source: Any) -> pa.Table:
+        file = _open_parquet(source)
+        layout.check_columns(file.schema_arrow, str(path))
+        layout.check_announced(file.metadata, series, str(path))
+        return file.read(columns=names, use_threads=False)
+
+    return _read_part(path, series, parse)
+
+
+def _open_parquet(source: Any) -> pq.ParquetFile:
+    """Read a file's metadata, if it is no longer, and lists no more, than that of any day."""
+    source.seek(max(0, source.seek(0, os.SEEK_END) - len(PARQUET_END)))
+    size = int.from_bytes(source.read(len(PARQUET_END))[:4], "little")
+    if size > layout.MOST_FOOTER_BYTES:
+        raise ValueError(f"its metadata would take {size:,} bytes, no day has more than {layout.MOST_FOOTER_BYTES:,}")
+    source.seek(0)
+    return pq.ParquetFile(
+        source,
+        page_checksum_verification=True,
+        thrift_string_size_limit=layout.MOST_FOOTER_BYTES,
+        thrift_container_size_limit=MOST_LISTED,
+    )
 
 
 @contextlib.contextmanager
@@ -825,7 +871,7 @@ def _parsing(data: bytes, path: str) -> Iterator[None]:
     """
     try:
         yield
-    except MemoryError:
+    except (MemoryError, DatasetError):
         raise
     except Exception as exc:
         with contextlib.suppress(DamagedError):
@@ -836,21 +882,21 @@ def _parsing(data: bytes, path: str) -> Iterator[None]:
 
 def _is_file(path: Path) -> bool:
     """Whether there is a file; an UnreadableError where there is something else."""
-    mode = _mode(path)
-    if mode and not stat.S_ISREG(mode):
-        kind = "a folder" if stat.S_ISDIR(mode) else "no regular file"
+    status = _status(path)
+    if status and not stat.S_ISREG(status.st_mode):
+        kind = "a folder" if stat.S_ISDIR(status.st_mode) else "no regular file"
         raise UnreadableError(f"{path} is {kind}, where a day's file belongs: move it away", str(path))
-    return mode != 0
+    return status is not None
 
 
-def _mode(path: Path) -> int:
-    """Return what kind of thing is there, 0 where there is nothing."""
+def _status(path: Path) -> os.stat_result | None:
+    """Return what the system says of what is there, None where there is nothing."""
     try:
-        return path.stat().st_mode
+        return path.stat()
     except (FileNotFoundError, NotADirectoryError):
         if not is_missing(path):
             raise
-        return 0
+        return None
 
 
 def _is_there(path: Path) -> bool:

@@ -498,7 +498,6 @@ UNREADABLE: dict[str, Callable[[Path], object]] = {
     "a price of zero": lambda path: write_rows(path, price=[0.0]),
     "a volume that is none": lambda path: write_rows(path, volume=[float("nan")]),
     "a negative volume": lambda path: write_rows(path, volume=[-1.0]),
-    "no volume": lambda path: pq.write_table(pq.ParquetFile(path).read().drop_columns("volume"), path),
 }
 
 
@@ -509,6 +508,13 @@ def test_rows_that_cannot_be_read_are_told_in_one_line(tmp_path: Path, kind: str
         standing(tmp_path)
     assert re.search("move it away|a link leads nowhere|heatpipe verify", str(raised.value))
     assert "\n" not in str(raised.value)
+
+
+def test_a_day_without_a_column_is_damaged_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = put_three_days(tmp_path) / layout.FILE_NAME
+    pq.write_table(pq.ParquetFile(path).read().drop_columns("volume"), path)
+    standing(tmp_path)
+    assert "announces 2 columns, not 3; it counts as not covered" in caplog.text
 
 
 def test_damaged_prices_of_snapshots_at_the_cap_are_told(tmp_path: Path) -> None:

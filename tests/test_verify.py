@@ -233,6 +233,13 @@ def sealed(table: pa.Table, footer: dict[str, Any] | None, *, capped: bytes | No
     return bytes(data)
 
 
+def flip_and_seal(data: bytes) -> bytes:
+    flipped = bytearray(data)
+    flipped[40] ^= 1
+    layout.seal(flipped)
+    return bytes(flipped)
+
+
 Damage = Callable[[Store], None]
 
 
@@ -371,14 +378,13 @@ FILES = [
     pytest.param(in_place(lambda data: data[: len(data) // 2]), UNREADABLE, id="cut-in-half"),
     pytest.param(in_place(lambda data: data[:-20]), UNREADABLE, id="cut-in-the-footer"),
     pytest.param(in_place(lambda data: data[:-1]), UNREADABLE, id="cut-by-one-byte"),
-    pytest.param(in_place(lambda data: data[1:]), UNREADABLE, id="beheaded"),
+    pytest.param(in_place(lambda data: data[1:]), SEAL, id="beheaded"),
     pytest.param(in_place(lambda data: data + b"\0"), UNREADABLE, id="one-byte-too-many"),
     pytest.param(in_place(lambda data: data[:-8] + data[-8:] * 2), f"{UNREADABLE}|{SEAL}", id="end-doubled"),
     pytest.param(in_place(lambda data: b"\0" * len(data)), UNREADABLE, id="zeros"),
     pytest.param(in_place(lambda _: b"not a table at all"), UNREADABLE, id="text"),
-    pytest.param(
-        in_place(lambda data: data[:40] + bytes([data[40] ^ 1]) + data[41:]), "CRC", id="flip-in-a-dictionary"
-    ),
+    pytest.param(in_place(lambda data: data[:40] + bytes([data[40] ^ 1]) + data[41:]), SEAL, id="flip-in-a-dictionary"),
+    pytest.param(in_place(flip_and_seal), "CRC", id="flip-in-a-dictionary-under-a-seal"),
     pytest.param(in_place(lambda data: data[:512] + bytes(512) + data[1024:]), UNREADABLE, id="a-block-of-zeros"),
     # other rows under the same footer
     pytest.param(rewritten(kept(slice(0, -1))), "has 95 rows, its footer says 96", id="last-row-deleted"),
