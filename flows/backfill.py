@@ -1,12 +1,17 @@
 """The flow `backfill`: fetch what is missing of some coins in a span, one task a slab."""
 
+from flows import ground
+
+if __name__ == "__main__":
+    ground.prepare()  # before Prefect is imported
+
 import time
 from typing import Any
 
 from prefect import flow
 from prefect.client.schemas.objects import State
 
-from flows.command import NO_FLAGS, DryRun, FlowFlags, fill_form, fill_limit, make_app, run_flow, run_process
+from flows.command import NO_FLAGS, DryRun, FlowFlags, fill_form, fill_limit, make_app, run_flow
 from flows.form import IntervalName, Text, UnitName, name_run, read_last, read_series, read_targets
 from flows.slabs import make_task_runner, run_plan
 from heatpipe import cli
@@ -90,4 +95,4 @@ def main(
 
 
 if __name__ == "__main__":
-    run_process(app)
+    ground.run_app(app)

@@ -1,15 +1,14 @@
 """``python -m flows.…``: flags to the fields of a form, a flow's end to an exit code."""
 
-import signal
-import sys
 from dataclasses import dataclass
-from typing import Annotated, Any, Final, NoReturn
+from typing import Annotated, Any, Final
 
 from cyclopts import App, Parameter
 from prefect import Flow
 from prefect.client.schemas.objects import State
 from prefect.exceptions import TerminationSignal
 
+from flows import ground
 from flows.settings import COMMAND_LINE, CommandLine
 from heatpipe import cli
 from heatpipe.config import Settings, Target
@@ -28,6 +27,8 @@ class FlowFlags:
     """TOML file with settings and series."""
     api_url: str | None = None
     """URL of the API. [HEATPIPE_API_URL; default: https://api.kiyotaka.ai]"""
+    verbose: Annotated[bool, Parameter(negative=(), show_default=False)] = False
+    """Say what is retried, and why; show the traceback of what ends the run."""
 
     def load(self) -> Settings:
         """Put the settings together."""
@@ -40,14 +41,11 @@ DryRun = Annotated[bool, Parameter(negative=(), help="Only plan, and say what it
 
 def make_app(name: str, example: str) -> App:
     """Return a command line that runs one flow."""
-    return App(
-        name=f"python -m flows.{name}",
-        help=f"""Run the flow here, on the server of PREFECT_API_URL or on an ephemeral one.
+    return ground.make_app(
+        name,
+        f"""Run the flow here, on the server of PREFECT_API_URL or on an ephemeral one.
 
 Example: `KIYOTAKA_API_KEY=… python -m flows.{name} {example}`""",
-        help_format="markdown",
-        version_flags=(),
-        suppress_keyboard_interrupt=False,  # heatpipe.cli.call says what is on disk first
     )
 
 
@@ -103,25 +101,20 @@ def _fill_from_file(target: Target) -> dict[str, Any]:
     }
 
 
-def run_process(app: App) -> NoReturn:
-    """Run a command line and end the process with the exit code of the contract, after SIGTERM and SIGHUP as well."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
-            signal.signal(number, signal.default_int_handler)
-    sys.exit(cli.run(app))
-
-
 def run_flow(flow: Flow[..., State[Any]], flags: FlowFlags, form: dict[str, Any]) -> int:
     """Run a flow once and return the exit code of the command line's contract.
 
     Raises
     ------
+    ConfigError
+        There is no Prefect server to run it on.
     HeatpipeError
         What made the run fail.
     KeyboardInterrupt
         The run was ended by a signal.
     """
-    token = COMMAND_LINE.set(CommandLine(flags.config, flags.api_url))
+    ground.check_server()
+    token = COMMAND_LINE.set(CommandLine(flags.config, flags.api_url, flags.verbose))
     try:
         state: State[Any] = flow(**form, data=flags.data or "", return_state=True)
     except (KeyboardInterrupt, TerminationSignal):

@@ -16,6 +16,7 @@ from typing import Any, Final, cast
 import polars as pl
 
 import heatpipe
+from flows import ground
 from heatpipe import cli
 from heatpipe.config import Target
 from heatpipe.errors import IncompleteError
@@ -95,8 +96,18 @@ def draw() -> None:
     draw_heatmap(build_heatmap(ROOT, tally.series, tally.span), PICTURE)
 
 
-def main() -> int:
+app = ground.make_app(
+    "demo",
+    """Backfill three coins from the emulated API through Prefect, look at the rows, draw the picture. Needs no key.
+
+Example: `python -m flows.demo`""",
+)
+
+
+@app.default
+def main(*, verbose: ground.Verbose = False) -> int:  # noqa: ARG001 - see flows.ground
     """Run the demo."""
+    ground.check_server()
     print(f"The sandbox serves a made-up market; the flow brings {', '.join(COINS)} home to {ROOT}.\n", flush=True)
     with sandbox() as url:
         report, seconds = run_flow(url)
@@ -119,4 +130,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.call(main))
+    ground.prepare()
+    ground.run_app(app)

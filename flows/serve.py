@@ -1,9 +1,13 @@
 """The deployments of ``prefect.yaml`` without a work pool or a worker: ``python -m flows.serve``."""
 
+from flows import ground
+
+if __name__ == "__main__":
+    ground.prepare()  # before Prefect is imported
+
 import asyncio
 import contextlib
 import signal
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -51,6 +55,7 @@ def serve(on_ready: Callable[[], None]) -> None:
     ConfigError
         The server has one of them for a work pool, whose workers are to run it.
     """
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # else asyncio would not cancel what it runs
     asyncio.run(_serve(on_ready))
 
 
@@ -87,8 +92,18 @@ async def _check_pools() -> None:
                     )
 
 
-def main() -> int:
+app = ground.make_app(
+    "serve",
+    """Serve the deployments of prefect.yaml without a pool, on the server of PREFECT_API_URL, until Ctrl-C.
+
+Example: `KIYOTAKA_API_KEY=… HEATPIPE_DATA=/srv/heatpipe python -m flows.serve`""",
+)
+
+
+@app.default
+def main(*, verbose: ground.Verbose = False) -> int:  # noqa: ARG001 - see flows.ground
     """Serve, and say what."""
+    ground.check_server()
     names = ", ".join(f"{flow.name}/{flow.name}" for flow in FLOWS.values())
     try:
         serve(lambda: print(f"Serving {names}; Ctrl-C ends it.", flush=True))
@@ -98,4 +113,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.call(main))
+    ground.run_app(app)

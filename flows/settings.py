@@ -25,10 +25,13 @@ class CommandLine:
         TOML file with settings and series.
     api_url : str, optional
         URL of the API.
+    verbose : bool
+        Say more in the log.
     """
 
     config: str | None = None
     api_url: str | None = None
+    verbose: bool = False
 
 
 COMMAND_LINE: Final[ContextVar[CommandLine]] = ContextVar("COMMAND_LINE", default=CommandLine())  # noqa: B039 - frozen

@@ -19,7 +19,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.account import Gauge, show_plan, show_report
 from flows.lease import open_lease
-from flows.settings import find_key, load_settings
+from flows.settings import COMMAND_LINE, find_key, load_settings
 from heatpipe import cli
 from heatpipe.config import Settings
 from heatpipe.errors import HeatpipeError, IncompleteError, Stopped
@@ -117,7 +117,7 @@ def _is_no_known_error(record: logging.LogRecord) -> bool:
 
 @contextlib.contextmanager
 def forward_warnings() -> Iterator[None]:
-    """Let the engine's warnings into the run's log, from whatever thread they come."""
+    """Let the engine's warnings into the run's log, from whatever thread they come; with ``--verbose``, more."""
     logger = get_run_logger()
     engine = logging.getLogger("heatpipe")
 
@@ -125,13 +125,16 @@ def forward_warnings() -> Iterator[None]:
         def emit(self, record: logging.LogRecord) -> None:
             logger.log(record.levelno, record.getMessage())
 
-    handler, propagate = Forward(logging.WARNING), engine.propagate
+    lowest = logging.INFO if COMMAND_LINE.get().verbose else logging.WARNING
+    handler, propagate, level = Forward(lowest), engine.propagate, engine.level
     engine.addHandler(handler)
+    engine.setLevel(min(lowest, engine.getEffectiveLevel()))
     engine.propagate = False  # Prefect's root logger would say it a second time
     try:
         yield
     finally:
         engine.propagate = propagate
+        engine.setLevel(level)
         engine.removeHandler(handler)
 
 

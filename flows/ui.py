@@ -16,6 +16,7 @@ from typing import IO, Final
 
 import httpx
 
+from flows import ground
 from heatpipe import cli
 from heatpipe.errors import DatasetError, UnreachableError
 
@@ -101,14 +102,23 @@ Ctrl-C ends all of it; the rows and the runs are kept.
     )
 
 
-def main() -> int:
+app = ground.make_app(
+    "ui",
+    """Serve Prefect's UI with the flows and the emulated API behind it, on loopback, until Ctrl-C. Needs no key.
+
+Example: `python -m flows.ui`""",
+)
+
+
+@app.default
+def main(*, verbose: ground.Verbose = False) -> int:  # noqa: ARG001 - see flows.ground
     """Serve until interrupted."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would ignore it
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: signal.raise_signal(signal.SIGINT))
-    home = Path(os.environ.get("PREFECT_HOME") or Path.home() / ".prefect")
+    home = ground.check_home()
+    ground.check_database(home / "prefect.db")
     try:
-        home.mkdir(parents=True, exist_ok=True)
         ROOT.mkdir(parents=True, exist_ok=True)
     except OSError as exc:
         raise DatasetError(f"cannot write {exc.filename}: {exc.strerror}") from exc
@@ -153,4 +163,5 @@ def _any_port() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.call(main))
+    ground.prepare(load=False)  # Prefect reads the address of the server that is started here
+    ground.run_app(app)

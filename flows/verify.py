@@ -1,5 +1,10 @@
 """The flow `verify`: every file read back and proved sound. Changes nothing, asks nobody."""
 
+from flows import ground
+
+if __name__ == "__main__":
+    ground.prepare()  # before Prefect is imported
+
 import sys
 import time
 from collections.abc import Callable
@@ -10,7 +15,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
 from flows.account import Gauge, show_findings
-from flows.command import NO_FLAGS, FlowFlags, make_app, run_flow, run_process
+from flows.command import NO_FLAGS, FlowFlags, make_app, run_flow
 from flows.form import Text, name_run, read_last, read_targets
 from flows.settings import load_settings
 from flows.slabs import SHOWN_EVERY_S, fail, forward_warnings
@@ -120,4 +125,4 @@ def main(
 
 
 if __name__ == "__main__":
-    run_process(app)
+    ground.run_app(app)

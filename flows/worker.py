@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from flows import ground
 from heatpipe import cli
 
 FLOWS_AT_ONCE: Final = 5
@@ -48,8 +49,18 @@ def end_flows(worker: "subprocess.Popen[bytes]") -> None:
         time.sleep(POLL_S)
 
 
-def main() -> int:
+app = ground.make_app(
+    "worker",
+    """Start Prefect's worker for the pool heatpipe, on the server of PREFECT_API_URL, until Ctrl-C.
+
+Example: `KIYOTAKA_API_KEY=… HEATPIPE_DATA=/srv/heatpipe python -m flows.worker`""",
+)
+
+
+@app.default
+def main(*, verbose: ground.Verbose = False) -> int:  # noqa: ARG001 - see flows.ground
     """Run the worker until it ends, or until this process is told to."""
+    ground.check_server(start=False)  # the worker starts its own
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
     # Away from the terminal's Ctrl-C: it is ended here, after its flow runs.
@@ -69,4 +80,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    ground.prepare()
+    ground.run_app(app)

@@ -687,10 +687,17 @@ def main() -> NoReturn:
 def run(commands: App, arguments: list[str] | None = None) -> int:
     """Run one command; return its exit code."""
     prepare_process()
-    return call(lambda: _parse_and_call(commands, arguments))
+    return call(lambda: parse_and_call(commands, arguments))
 
 
-def _parse_and_call(commands: App, arguments: list[str] | None) -> int:
+def parse_and_call(commands: App, arguments: list[str] | None = None) -> int:
+    """Run one command and return its exit code, or raise what ends it.
+
+    Raises
+    ------
+    ConfigError
+        There is no such command, or flag.
+    """
     try:
         code: int | None = commands(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except CycloptsError as exc:

@@ -46,7 +46,7 @@ def prepare_process() -> None:
         os.environ.setdefault(name, value)
 
 
-def run_process(command: Callable[[], int], *, leave_s: float = LEAVE_S) -> NoReturn:
+def run_process(command: Callable[[], int], *, leave_s: float = LEAVE_S, in_order: bool = False) -> NoReturn:
     """Call a command and end the process with the exit code of the contract.
 
     Parameters
@@ -55,12 +55,14 @@ def run_process(command: Callable[[], int], *, leave_s: float = LEAVE_S) -> NoRe
         Returns an exit code, or raises.
     leave_s : float
         How long after a first signal a further one does nothing.
+    in_order : bool
+        After an interrupt, too, let libraries do what they have put off until the end.
     """
     guard_process(leave_s=leave_s)
     code = call(command)
     _SIGNALS.ended = True
     code = _flush(code)
-    if code == INTERRUPTED:
+    if code == INTERRUPTED and not in_order:
         # A thread that still waits for the network must not keep the process, nor fall over its end.
         os._exit(code)
     sys.exit(code)
