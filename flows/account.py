@@ -8,9 +8,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final, cast
 from uuid import UUID
 
-import httpx
+from prefect import get_run_logger
 from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
 
+from flows.markdown import code, escape, table
 from heatpipe.config import Settings, Target
 from heatpipe.errors import HeatpipeError
 from heatpipe.heatmap import build_heatmap, paint
@@ -30,15 +31,37 @@ MOST_LINES: Final = 100
 """Failures and problems that are listed; the others are counted."""
 
 
+SAID_MOST: Final = 300
+"""Characters that a foreign error may say."""
+
+
 @contextlib.contextmanager
-def _server_may_be_away() -> Iterator[None]:
-    """Go on without an artifact that the server did not take: what a run shows is not what it does."""
-    with contextlib.suppress(httpx.HTTPError):
+def _only_shown(what: str) -> Iterator[None]:
+    """Go on without what cannot be made, or the server does not take: what a run shows is not what it does."""
+    try:
         yield
+    except Exception as exc:  # noqa: BLE001 - whatever it is, the rows are on disk
+        _warn(f"{what} cannot be shown: {_describe_fault(exc)}")
+
+
+def _warn(line: str) -> None:
+    with contextlib.suppress(Exception):  # nobody listens
+        get_run_logger().warning("%s", line)
+
+
+def _describe_fault(exc: Exception) -> str:
+    text = " ".join(str(exc).split())[:SAID_MOST]
+    return text if isinstance(exc, HeatpipeError) else f"{type(exc).__name__}{': ' if text else ''}{text}"
 
 
 def show_plan(flow: str, plan: Plan, settings: Settings, free_bytes: int) -> None:
     """Show what a run will ask for and what that costs."""
+    with _only_shown("the plan"):
+        text = _tell_plan(flow, plan, settings, free_bytes)
+        create_markdown_artifact(text, key=f"{flow}-plan", description=f"what this {flow} asks for")
+
+
+def _tell_plan(flow: str, plan: Plan, settings: Settings, free_bytes: int) -> str:
     expected = estimate(plan)
     seconds = plan.seconds(settings.weight_per_minute, settings.burst)
     budget = f"{settings.weight_per_minute:,} a minute, {settings.burst:,} at once"
@@ -47,9 +70,9 @@ def show_plan(flow: str, plan: Plan, settings: Settings, free_bytes: int) -> Non
     lines = [
         f"# Plan of {flow}",
         "",
-        f"{_describe(plan.slabs[0].slab.series)}, into `{settings.root}`." if plan.slabs else "Nothing to do.",
+        f"{_describe(plan.slabs[0].slab.series)}, into {code(settings.root)}." if plan.slabs else "Nothing to do.",
         "",
-        *_table(
+        *table(
             ("coin", "from (UTC)", "to", "intervals", "to fetch", "slabs", "requests", "weight"),
             [_plan_line(series, slabs) for series, slabs in _by_series(plan).items()],
         ),
@@ -57,10 +80,9 @@ def show_plan(flow: str, plan: Plan, settings: Settings, free_bytes: int) -> Non
         f"* {price} ({budget})",
         f"* about {expected.rows:,} rows, {sizes}, where {show_bytes(free_bytes)} are free",
         *([f"* {plan.open:,} intervals are not closed yet, and left out"] if plan.open else []),
-        *(f"* {warning}" for warning in plan.warnings),
+        *(f"* {escape(warning)}" for warning in plan.warnings),
     ]
-    with _server_may_be_away():
-        create_markdown_artifact("\n".join(lines), key=f"{flow}-plan", description=f"what this {flow} asks for")
+    return "\n".join(lines)
 
 
 def _plan_line(series: Series, slabs: Sequence[SlabPlan]) -> tuple[str, ...]:
@@ -72,7 +94,7 @@ def _plan_line(series: Series, slabs: Sequence[SlabPlan]) -> tuple[str, ...]:
         sum(slab.requests for slab in slabs),
         sum(slab.weight for slab in slabs),
     )
-    return series.coin, _minute(span.start), _minute(span.end), *(f"{number:,}" for number in numbers)
+    return escape(series.coin), _minute(span.start), _minute(span.end), *(f"{number:,}" for number in numbers)
 
 
 class Gauge:
@@ -86,14 +108,26 @@ class Gauge:
 
     def __init__(self, key: str) -> None:
         self._artifact: UUID | None = None
-        with _server_may_be_away():
+        self._told = False
+        with self._only_shown():
             self._artifact = cast("UUID", create_progress_artifact(0.0, key=key, description="begins"))
 
     def show(self, share: float, text: str) -> None:
         """Show a share from 0 to 1, and where the run stands in words."""
         if self._artifact is not None:
-            with _server_may_be_away():
+            with self._only_shown():
                 update_progress_artifact(self._artifact, round(100 * share, 1), text)
+
+    @contextlib.contextmanager
+    def _only_shown(self) -> Iterator[None]:
+        """Say once that it cannot be shown: it is tried every other second."""
+        with contextlib.nullcontext() if self._told else _only_shown("the progress"):
+            try:
+                yield
+            except Exception:
+                told, self._told = self._told, True
+                if not told:
+                    raise
 
 
 def show_report(
@@ -121,6 +155,19 @@ def show_report(
     seconds : float
         How long it took.
     """
+    with _only_shown("the report"):
+        text = _tell_report(flow, plan, reports, failures, settings, seconds)
+        create_markdown_artifact(text, key=f"{flow}-report", description=f"what this {flow} has brought")
+
+
+def _tell_report(
+    flow: str,
+    plan: Plan,
+    reports: Mapping[Series, Report],
+    failures: Sequence[Failure],
+    settings: Settings,
+    seconds: float,
+) -> str:
     spans = {series: _span_of(slabs) for series, slabs in _by_series(plan).items()}
     gaps = _count_gaps(spans, settings)
     counts = ("unchanged", "changed", "appeared", "vanished") if flow == "update" else ()
@@ -131,25 +178,24 @@ def show_report(
     text = [
         f"# {flow}",
         "",
-        f"{_describe(all_series[0])}, in {show_seconds(seconds)}, into `{settings.root}`.",
+        f"{_describe(all_series[0])}, in {show_seconds(seconds)}, into {code(settings.root)}.",
         "Gaps are closed intervals of the span without a snapshot on disk.",
         "",
-        *_table(titles, lines),
+        *table(titles, lines),
         "",
         *_name_absent(reports.values()),
         *_list_failures(failures),
         *([] if pictured is None else _picture(pictured, spans[pictured], settings.root)),
         *_queries(settings.root, all_series[0] if pictured is None else pictured),
     ]
-    with _server_may_be_away():
-        create_markdown_artifact("\n".join(text), key=f"{flow}-report", description=f"what this {flow} has brought")
+    return "\n".join(text)
 
 
 def _report_line(series: Series, report: Report, gaps: int, counts: Sequence[str]) -> tuple[str, ...]:
     failed = sum(failure.counts and failure.span is not None for failure in report.failures)
     numbers = [report.weight, *(getattr(report, count) for count in counts), gaps, failed]
     return (
-        series.coin,
+        escape(series.coin),
         f"{report.rows:,}",
         f"{report.days:,}",
         show_bytes(report.bytes_written).replace(" ", "\N{NO-BREAK SPACE}"),
@@ -177,22 +223,24 @@ def _list_failures(failures: Sequence[Failure]) -> list[str]:
     if not failures:
         return []
     more = len(failures) - MOST_LINES
-    listed = [f"* {failure.reason}" for failure in failures[:MOST_LINES]]
+    listed = [f"* {escape(failure.reason)}" for failure in failures[:MOST_LINES]]
     return ["## What did not come", "", *listed, *([f"* and {more:,} more"] if more > 0 else []), ""]
 
 
 def _picture(series: Series, span: Span, root: str) -> list[str]:
     """Draw the newest part of a span into the text itself; say why where there is none."""
     newest = Span(max(span.start, span.end - PICTURE_POINTS * series.interval_s), span.end)
-    title = f"## {series.coin}, {_minute(newest.start)} to {_minute(newest.end)} UTC"
+    title = f"## {escape(series.coin)}, {_minute(newest.start)} to {_minute(newest.end)} UTC"
+    picture = io.BytesIO()
     try:
         figure = paint(build_heatmap(root, series, newest))
-    except HeatpipeError as exc:  # matplotlib is an extra
-        return [title, "", f"No picture: {exc}.", ""]
-    picture = io.BytesIO()
-    figure.savefig(picture, format="webp", dpi=PICTURE_DPI, pil_kwargs={"quality": 80})
+        figure.savefig(picture, format="webp", dpi=PICTURE_DPI, pil_kwargs={"quality": 80})
+    except Exception as exc:  # noqa: BLE001 - matplotlib is an extra, and may raise anything
+        said = _describe_fault(exc)
+        _warn(f"no picture in the report: {said}")
+        return [title, "", f"No picture: {escape(said)}.", ""]
     data = base64.b64encode(picture.getvalue()).decode()
-    return [title, "", f"![liquidation heatmap of {series.coin}](data:image/webp;base64,{data})", ""]
+    return [title, "", f"![liquidation heatmap of {escape(series.coin)}](data:image/webp;base64,{data})", ""]
 
 
 def _queries(root: str, series: Series) -> list[str]:
@@ -233,24 +281,29 @@ def _queries(root: str, series: Series) -> list[str]:
 
 
 def _quote(text: str) -> str:
-    doubled = text.replace("'", "''")
+    """Return a text of SQL, within a text of Python's that three quotes end."""
+    doubled = text.replace("'", "''").replace("\\", r"\\").replace('"', r"\"")
     return f"'{doubled}'"
 
 
 def show_findings(findings: Findings, root: str) -> None:
     """Show what was verified, and each problem."""
-    read = f"{findings.files:,} files, {findings.rows:,} sound rows, {show_bytes(findings.size_bytes)} in `{root}`"
+    with _only_shown("the report"):
+        create_markdown_artifact(_tell_findings(findings, root), key="verify-report", description="what was verified")
+
+
+def _tell_findings(findings: Findings, root: str) -> str:
+    read = f"{findings.files:,} files, {findings.rows:,} sound rows, {show_bytes(findings.size_bytes)} in {code(root)}"
     lines = ["# verify", "", f"{read}; problems: {len(findings.problems):,}", ""]
     if findings.problems:
         more = len(findings.problems) - MOST_LINES
-        listed = [(f"`{problem.path}`", problem.cause) for problem in findings.problems[:MOST_LINES]]
-        lines += [*_table(("path", "cause"), listed), *(["", f"and {more:,} more"] if more > 0 else []), ""]
+        listed = [(code(problem.path), escape(problem.cause)) for problem in findings.problems[:MOST_LINES]]
+        lines += [*table(("path", "cause"), listed), *(["", f"and {more:,} more"] if more > 0 else []), ""]
     if not all(problem.unreadable for problem in findings.problems):
         lines += ["A damaged day is fetched anew by a backfill with `refetch`; what does not belong there, move away."]
     if any(problem.unreadable for problem in findings.problems):
         lines += ["What cannot be read now may be sound: see to the cause, and verify again."]
-    with _server_may_be_away():
-        create_markdown_artifact("\n".join(lines), key="verify-report", description="what was verified")
+    return "\n".join(lines)
 
 
 def _by_series(plan: Plan) -> dict[Series, list[SlabPlan]]:
@@ -263,11 +316,6 @@ def _by_series(plan: Plan) -> dict[Series, list[SlabPlan]]:
 def _span_of(slabs: Iterable[SlabPlan]) -> Span:
     spans = [slab.span for slab in slabs]
     return Span(min(span.start for span in spans), max(span.end for span in spans))
-
-
-def _table(titles: Sequence[str], lines: Iterable[Sequence[str]]) -> list[str]:
-    rule = ["---", *("---:" for _ in titles[1:])]
-    return [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in (titles, rule, *lines)]
 
 
 def _describe(series: Series) -> str:
