@@ -192,7 +192,7 @@ def _tell_report(
 
 
 def _report_line(series: Series, report: Report, gaps: int, counts: Sequence[str]) -> tuple[str, ...]:
-    failed = sum(failure.counts and failure.span is not None for failure in report.failures)
+    failed = sum(failure.counts and not failure.held and failure.span is not None for failure in report.failures)
     numbers = [report.weight, *(getattr(report, count) for count in counts), gaps, failed]
     return (
         escape(series.coin),
@@ -220,11 +220,19 @@ def _name_absent(reports: Iterable[Report]) -> list[str]:
 
 
 def _list_failures(failures: Sequence[Failure]) -> list[str]:
+    held = [failure for failure in failures if failure.held]
+    return [
+        *_list_some("## What did not come", [failure for failure in failures if not failure.held]),
+        *_list_some("## What was left to another run", held),
+    ]
+
+
+def _list_some(title: str, failures: Sequence[Failure]) -> list[str]:
     if not failures:
         return []
     more = len(failures) - MOST_LINES
     listed = [f"* {escape(failure.reason)}" for failure in failures[:MOST_LINES]]
-    return ["## What did not come", "", *listed, *([f"* and {more:,} more"] if more > 0 else []), ""]
+    return [title, "", *listed, *([f"* and {more:,} more"] if more > 0 else []), ""]
 
 
 def _picture(series: Series, span: Span, root: str) -> list[str]:

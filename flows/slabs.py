@@ -60,6 +60,7 @@ def run_plan(
     named: bool = True,
     refetch: bool = False,
     refetch_absent: bool = False,
+    wait: bool = True,
 ) -> State[Any]:
     """Plan, say what it costs, fetch, give an account. Spends weight, but for a dry run.
 
@@ -81,6 +82,8 @@ def run_plan(
         Ask again for what is covered, and replace it.
     refetch_absent : bool
         Ask again for what is recorded as absent.
+    wait : bool
+        Wait for a slab that another run works on; else it is left to that one, which is no failure.
 
     Returns
     -------
@@ -98,7 +101,7 @@ def run_plan(
             costs = _tell_plan(flow, plan, settings, store)
             if dry_run:
                 return Completed(message=f"nothing was fetched: a real run {costs}")
-            how = {"refetch": refetch, "refetch_absent": refetch_absent}
+            how = {"refetch": refetch, "refetch_absent": refetch_absent, "wait_for_locks": wait}
             return _carry_out(flow, plan, store, settings, named=named, **how)
         except HeatpipeError as exc:
             return fail(exc)
@@ -169,7 +172,7 @@ class Shared:
     settings : Settings
         With the key.
     how : bool
-        What else to ask for, as `carry_out` takes it: `refetch`, `refetch_absent`.
+        What else to do, as `carry_out` takes it: `refetch`, `refetch_absent`, `wait_for_locks`.
     """
 
     def __init__(self, plan: Plan, store: Store, settings: Settings, **how: bool) -> None:
@@ -276,6 +279,11 @@ def _carry_out(flow: str, plan: Plan, store: Store, settings: Settings, *, named
     return Completed(message=_describe(total), data=total.as_document())
 
 
+def _name_held(report: Report) -> str:
+    held = [failure.reason for failure in report.failures if failure.held]
+    return f"left to another run: {_name_some(held)}" if held else ""
+
+
 def _fill_slabs(slabs: list[SlabPlan], shared: Shared, gauge: Gauge) -> list[State[Any]]:
     """Run a task for each slab, never more than a few at a time; end them all when this run is ended."""
     waiting = deque(slabs)
@@ -338,7 +346,7 @@ def fill_slab(plan: SlabPlan, shared: Shared) -> State[Any]:
         shared.refuse(exc)
         return Failed(message=str(exc))
     shared.add(plan, report)
-    reasons = [failure.reason for failure in report.failures if failure.counts]
+    reasons = [failure.reason for failure in report.failures if failure.counts and not failure.held]
     if reasons:
         return Failed(message=_name_some(reasons))
     if plan.slab.series in shared.standing.ended and report.requests < plan.requests:
@@ -347,12 +355,14 @@ def fill_slab(plan: SlabPlan, shared: Shared) -> State[Any]:
 
 
 def _describe(report: Report) -> str:
+    held = _name_held(report)
     if not report.requests:
-        return "nothing left to fetch: another run has brought it"
+        return held or "nothing left to fetch: another run has brought it"
     return (
         f"{report.rows:,} rows of {report.points:,} snapshots, {report.days:,} days, "
         f"{show_bytes(report.bytes_written)}, {report.requests:,} requests, weight {report.weight:,}"
         + (f", {report.absent:,} intervals absent" if report.absent else "")
+        + (f"; {held}" if held else "")
     )
 
 

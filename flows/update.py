@@ -34,6 +34,7 @@ def update(
     lookback: int = LOOKBACK,
     dry_run: bool = False,
     max_weight: int = 0,
+    wait: bool = False,
     data: Text = "",
 ) -> State[Any]:
     """Fetch what has come since the last run, from the first covered instant on, inner holes included.
@@ -53,6 +54,7 @@ def update(
         lookback: Intervals before the new ones that are asked for again, at most as many as cost nothing.
         dry_run: Only plan, and show what it would cost; spends nothing, needs no key.
         max_weight: Refuse a plan that costs more than this weight. 0 for no limit.
+        wait: Wait for what another run is fetching. Else it is left to that run, and the report names it.
         data: Folder of the dataset, an absolute path where the flow runs. Empty for that of HEATPIPE_DATA there.
     """
 
@@ -63,7 +65,7 @@ def update(
             targets = leave_out_retired(read_targets(series, start), settings)
         return make_update_plan(targets, store, settings, time.time(), lookback=lookback)
 
-    return run_plan("update", plan, data=data, dry_run=dry_run, max_weight=max_weight, named=bool(coins))
+    return run_plan("update", plan, data=data, dry_run=dry_run, max_weight=max_weight, named=bool(coins), wait=wait)
 
 
 app = make_app("update", "--coin BTC --data /srv/heatpipe")
@@ -79,12 +81,13 @@ def main(
     ] = LOOKBACK,
     dry_run: DryRun = False,
     max_weight: cli.MaxWeight = None,
+    no_wait: cli.NoWait = False,
 ) -> int:
     """Run the flow once; without a coin and without a file's [[series]], for all that is on disk."""
     if series.end or series.last:
         raise ConfigError("an update goes up to the last closed interval: it takes no --end, and no --last")
     form = {name: value for name, value in fill_form(series, flags).items() if name != "end"}
-    limits = {"lookback": lookback, "dry_run": dry_run, "max_weight": fill_limit(max_weight)}
+    limits = {"lookback": lookback, "dry_run": dry_run, "max_weight": fill_limit(max_weight), "wait": not no_wait}
     return run_flow(update, flags, form | limits)
 
 

@@ -443,7 +443,7 @@ class _Run:
                 if self._wait_for_locks:
                     self._waiting.put(plan)
                 else:
-                    self._report += Report(failures=(Failure(plan.slab.series, plan.span, str(exc)),))
+                    self._report += Report(failures=(Failure(plan.slab.series, plan.span, str(exc), held=True),))
             else:
                 return True
         if self._waiting and not self._in_flight:
@@ -578,7 +578,7 @@ class _Run:
         series, told = slab.slab.series, f"{slab.lost}; what came is stored"
         if slab.left and not self._wait_for_locks:
             told += ", and nothing more was asked for"
-            self._report += Report(failures=(Failure(series, slab.plan.span, told),))
+            self._report += Report(failures=(Failure(series, slab.plan.span, told, held=True),))
             return
         LOG.warning("%s", told)
         if slab.left:

@@ -25,6 +25,8 @@ class Failure:
     reason: str
     counts: bool = True
     """whether it makes the run a failed one; what lies beyond the history does not"""
+    held: bool = False
+    """whether it was left to another run, which works on it"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +91,7 @@ class Report:
                 "to": failure.span and failure.span.end,
                 "reason": failure.reason,
                 "counts": failure.counts,
+                "held": failure.held,
             }
             for failure in self.failures
         ]
