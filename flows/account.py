@@ -175,6 +175,7 @@ def _tell_report(
     lines = [_report_line(series, reports.get(series, Report()), gaps[series], counts) for series in all_series]
     titles = ("coin", "rows", "days", "bytes", "weight", *counts, "gaps", "failed windows")
     pictured = max(reports, key=lambda series: reports[series].rows, default=None)
+    brought = pictured is not None and reports[pictured].rows > 0
     text = [
         f"# {flow}",
         "",
@@ -185,7 +186,7 @@ def _tell_report(
         "",
         *_name_absent(reports.values()),
         *_list_failures(failures),
-        *([] if pictured is None else _picture(pictured, spans[pictured], settings.root)),
+        *([] if pictured is None else _picture(pictured, spans[pictured], settings.root, told=brought)),
         *_queries(settings.root, all_series[0] if pictured is None else pictured),
     ]
     return "\n".join(text)
@@ -235,8 +236,8 @@ def _list_some(title: str, failures: Sequence[Failure]) -> list[str]:
     return [title, "", *listed, *([f"* and {more:,} more"] if more > 0 else []), ""]
 
 
-def _picture(series: Series, span: Span, root: str) -> list[str]:
-    """Draw the newest part of a span into the text itself; say why where there is none."""
+def _picture(series: Series, span: Span, root: str, *, told: bool = True) -> list[str]:
+    """Draw the newest part of a span into the text itself; say why where there is none, in the log, too, if `told`."""
     newest = Span(max(span.start, span.end - PICTURE_POINTS * series.interval_s), span.end)
     title = f"## {escape(series.coin)}, {_minute(newest.start)} to {_minute(newest.end)} UTC"
     picture = io.BytesIO()
@@ -245,7 +246,8 @@ def _picture(series: Series, span: Span, root: str) -> list[str]:
         figure.savefig(picture, format="webp", dpi=PICTURE_DPI, pil_kwargs={"quality": 80})
     except Exception as exc:  # noqa: BLE001 - matplotlib is an extra, and may raise anything
         said = _describe_fault(exc)
-        _warn(f"no picture in the report: {said}")
+        if told:
+            _warn(f"no picture in the report: {said}")
         return [title, "", f"No picture: {escape(said)}.", ""]
     data = base64.b64encode(picture.getvalue()).decode()
     return [title, "", f"![liquidation heatmap of {escape(series.coin)}](data:image/webp;base64,{data})", ""]

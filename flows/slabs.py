@@ -20,9 +20,9 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from flows.account import Gauge, show_plan, show_report
 from flows.lease import open_lease
 from flows.settings import COMMAND_LINE, find_key, load_settings
-from heatpipe import cli
+from heatpipe import cli, process
 from heatpipe.config import Settings
-from heatpipe.errors import HeatpipeError, IncompleteError, Stopped
+from heatpipe.errors import DatasetError, HeatpipeError, IncompleteError, Stopped
 from heatpipe.fetch import Crew, Stop
 from heatpipe.ingest import Standing, carry_out, check_places, report_obstacles, tidy
 from heatpipe.model import Series, show_time
@@ -92,17 +92,18 @@ def run_plan(
     """
     with forward_warnings():
         try:
-            settings = load_settings(data)
-            if not dry_run:
-                settings = find_key(settings)
-            store = Store(settings.root)
-            plan = make_plan(store, settings)
-            check_plan(plan, store, settings, max_weight or None)
-            costs = _tell_plan(flow, plan, settings, store)
-            if dry_run:
-                return Completed(message=f"nothing was fetched: a real run {costs}")
-            how = {"refetch": refetch, "refetch_absent": refetch_absent, "wait_for_locks": wait}
-            return _carry_out(flow, plan, store, settings, named=named, **how)
+            with known_errors():
+                settings = load_settings(data)
+                if not dry_run:
+                    settings = find_key(settings)
+                store = Store(settings.root)
+                plan = make_plan(store, settings)
+                check_plan(plan, store, settings, max_weight or None)
+                costs = _tell_plan(flow, plan, settings, store)
+                if dry_run:
+                    return Completed(message=f"nothing was fetched: a real run {costs}")
+                how = {"refetch": refetch, "refetch_absent": refetch_absent, "wait_for_locks": wait}
+                return _carry_out(flow, plan, store, settings, named=named, **how)
         except HeatpipeError as exc:
             return fail(exc)
 
@@ -112,6 +113,15 @@ def fail(exc: HeatpipeError) -> State[Any]:
     for name in ("prefect.flow_runs", "prefect.engine"):  # a run's own process raises it after all, and logs that
         logging.getLogger(name).addFilter(_is_no_known_error)
     return Failed(message=str(exc), data=exc)
+
+
+@contextlib.contextmanager
+def known_errors() -> Iterator[None]:
+    """Translate what the system refuses: raised on, it would fill the log with tracebacks that help no one."""
+    try:
+        yield
+    except (OSError, MemoryError) as exc:
+        raise DatasetError(process.describe(exc)[0]) from exc
 
 
 def _is_no_known_error(record: logging.LogRecord) -> bool:
@@ -332,14 +342,15 @@ def fill_slab(plan: SlabPlan, shared: Shared) -> State[Any]:
     if not shared.wants(plan):
         return Cancelled(message=f"{plan}: not begun, the run or its series was ended")
     try:
-        report = carry_out(
-            Plan((plan,)),
-            shared.store,
-            shared.crew,
-            **shared.how,
-            on_progress=lambda progress: shared.note(plan, progress),
-            standing=shared.standing,
-        )
+        with known_errors():
+            report = carry_out(
+                Plan((plan,)),
+                shared.store,
+                shared.crew,
+                **shared.how,
+                on_progress=lambda progress: shared.note(plan, progress),
+                standing=shared.standing,
+            )
     except Stopped:
         return Cancelled(message=f"{plan}: stopped, what had arrived is on disk")
     except HeatpipeError as exc:

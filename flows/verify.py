@@ -18,7 +18,7 @@ from flows.account import Gauge, show_findings
 from flows.command import NO_FLAGS, FlowFlags, make_app, run_flow
 from flows.form import Text, name_run, read_last, read_targets
 from flows.settings import load_settings
-from flows.slabs import SHOWN_EVERY_S, fail, forward_warnings
+from flows.slabs import SHOWN_EVERY_S, fail, forward_warnings, known_errors
 from heatpipe import cli
 from heatpipe.config import Settings
 from heatpipe.errors import DatasetError, HeatpipeError
@@ -52,10 +52,11 @@ def verify(
     """
     with forward_warnings():
         try:
-            settings = load_settings(data)
-            store = Store(settings.root)
-            findings = verify_files(store, _choose(coins, last, store, settings), on_file=_show_files())
-            return _judge(findings, settings.root)
+            with known_errors():
+                settings = load_settings(data)
+                store = Store(settings.root)
+                findings = verify_files(store, _choose(coins, last, store, settings), on_file=_show_files())
+                return _judge(findings, settings.root)
         except HeatpipeError as exc:
             return fail(exc)
 

@@ -182,7 +182,7 @@ _SIGNALS: Final = _Signals()
 
 def _say_end(exc: BaseException) -> int:
     """Say in one line what has ended a command; return the exit code."""
-    said, code = _describe(exc)
+    said, code = describe(exc)
     if isinstance(exc, KeyboardInterrupt) or _SIGNALS.first_at is not None:
         # Some libraries make another error of an interrupt; but what could not be written then is to be told.
         told = said if isinstance(exc, (KeyboardInterrupt, HeatpipeError, OSError)) else ""
@@ -194,7 +194,8 @@ def _say_end(exc: BaseException) -> int:
     return code
 
 
-def _describe(exc: BaseException) -> tuple[str, int]:
+def describe(exc: BaseException) -> tuple[str, int]:
+    """Return what to say, in one line, of what has ended something, and the exit code that goes with it."""
     if isinstance(exc, KeyboardInterrupt):
         return "; ".join(map(str, exc.args)), INTERRUPTED
     if isinstance(exc, HeatpipeError):
@@ -256,7 +257,7 @@ def _lose_no_interrupt(lost: "sys.UnraisableHookArgs") -> None:
 def _say_lost_thread(lost: threading.ExceptHookArgs) -> None:
     """Say in one line what has ended a thread that nobody waits for, a library's."""
     if lost.exc_value is not None and not _SIGNALS.ended:
-        _say(f"heatpipe: in the background: {_describe(lost.exc_value)[0]}")
+        _say(f"heatpipe: in the background: {describe(lost.exc_value)[0]}")
         if VERBOSE in sys.argv:
             _print_traceback(lost.exc_value)
 
