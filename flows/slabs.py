@@ -2,18 +2,22 @@
 
 import contextlib
 import logging
+import os
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from queue import Empty, SimpleQueue
-from threading import Lock
+from threading import Lock, Timer
 from typing import Any, Final, Self
 
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
+from prefect.exceptions import TerminationSignal
 from prefect.futures import PrefectFuture, wait
+from prefect.settings import PREFECT_API_URL
 from prefect.states import Cancelled, Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
@@ -39,6 +43,8 @@ SUBMITTED_AT_ONCE: Final = 2 * SLABS_AT_ONCE
 SHOWN_EVERY_S: Final = 2.0
 LEAVE_S: Final = 10.0
 """How long a run that is ended waits for its slabs to write what has arrived; they take little more than a second."""
+GOODBYE_S: Final = 10.0
+"""How long Prefect may take after that to tell its server; of a server that stalls it would wait for a minute."""
 MOST_REASONS: Final = 3
 """Reasons that the message of a failed run tells; the others are counted, and stand in its report."""
 
@@ -320,7 +326,23 @@ def _fill_slabs(slabs: list[SlabPlan], shared: Shared, gauge: Gauge) -> list[Sta
     finally:
         shared.stop.set()
         wait(list(under_way), timeout=LEAVE_S)  # they take in what is paid for, and write it
+        if isinstance(sys.exception(), TerminationSignal):
+            _leave_soon()
     return states
+
+
+def _leave_soon() -> None:
+    """See to it that a process that was told to end does: all is written, and its worker tells the server, too."""
+
+    def leave() -> None:
+        with contextlib.suppress(OSError):
+            os.write(2, b"heatpipe: interrupted; what had arrived is on disk; the Prefect server was not told\n")
+        os._exit(cli.INTERRUPTED)
+
+    if PREFECT_API_URL.value():  # a server of our own ends with this process, in order
+        timer = Timer(GOODBYE_S, leave)
+        timer.daemon = True
+        timer.start()
 
 
 def _never(*_: object) -> bool:

@@ -12,6 +12,7 @@ from flows import backfill, update, verify
 from heatpipe import cli
 from heatpipe.sandbox import Answered, Market, Options, serve
 from tests.flows.conftest import CANARY, Server, Upstream, program, tier, until
+from tests.flows.test_lease import gate_to
 
 SPAN = ("--start", "2026-06-01", "--end", "2026-06-01T02:00")
 
@@ -83,6 +84,27 @@ def test_sigterm_ends_a_run_in_order(connected: Server, tmp_path: Path) -> None:
             assert process.wait(20) == cli.INTERRUPTED, log.read_text()[-2000:]
             assert time.monotonic() - ended_at < 15  # 2 where nothing else runs
         assert "what had arrived is on disk" in log.read_text()
+        check_left(tmp_path / "data", answered)
+
+
+def test_sigterm_ends_a_run_whose_prefect_server_stalls(connected: Server, tmp_path: Path) -> None:
+    """As one on SQLite does for a minute now and then: Prefect alone would wait for it as long, and try again."""
+    options = Options(market=Market(3), keys={CANARY: tier()}, latency_s=0.4)
+    with serve(options) as url, gate_to(connected.url) as gate:
+        address = {"PREFECT_API_URL": f"http://127.0.0.1:{gate.port}/api", "PREFECT_HOME": str(tmp_path / "home")}
+        command = ("flows.backfill", "--coin", "BTC", "--depth", "5", "--start", "2026-01-01", "--end", "2026-09-01")
+        log = tmp_path / "log"
+        environment = Upstream(url, options).environment | address
+        with program(log, *command, "--data", str(tmp_path / "data"), environment=environment) as process:
+            until(lambda: len(options.ledger) > 8, "some have been answered")
+            answered = list(options.ledger)
+            until(lambda: len(options.ledger) > 12, "more have been answered, and those before have arrived")
+            gate.stall()
+            ended_at = time.monotonic()
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(30) == cli.INTERRUPTED, log.read_text()[-2000:]
+            assert time.monotonic() - ended_at < 20  # 12 where nothing else runs
+        assert "what had arrived is on disk; the Prefect server was not told" in log.read_text()
         check_left(tmp_path / "data", answered)
 
 

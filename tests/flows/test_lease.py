@@ -348,11 +348,13 @@ def test_a_day_of_waiting_fits_the_servers_numbers(share: Share, client: SyncPre
 
 
 class Gate:
-    """A way to a server that can be shut: connections are refused, and those that stand are cut."""
+    """A way to a server that can be shut: connections are refused, and those that stand are cut; or made to stall."""
 
     def __init__(self, target: tuple[str, int]) -> None:
         self._target = target
         self._open: list[socket.socket] = []
+        self._passes = threading.Event()
+        self._passes.set()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
         self._listen()
@@ -374,13 +376,18 @@ class Gate:
     def _pass_on(self, one: socket.socket, other: socket.socket) -> None:
         try:
             while piece := one.recv(65536):
+                self._passes.wait()
                 other.sendall(piece)
         except OSError:
             pass
         for end in (one, other):
             end.close()
 
+    def stall(self) -> None:
+        self._passes.clear()
+
     def shut(self) -> None:
+        self._passes.set()
         if self._listener.fileno() >= 0:
             self._listener.shutdown(socket.SHUT_RDWR)  # closing alone does not wake who accepts
             self._listener.close()
