@@ -61,7 +61,7 @@ def set_environment() -> None:
 def _spare_loopback(hosts: str) -> str:
     """Add loopback to those that are asked without a proxy, which could not reach it."""
     given = [host.strip() for host in hosts.split(",") if host.strip()]
-    return hosts if given == ["*"] else ",".join([*given, *(host for host in LOOPBACK if host not in given)])
+    return "*" if given == ["*"] else ",".join([*given, *(host for host in LOOPBACK if host not in given)])
 
 
 def prepare(*, load: bool = True) -> None:

@@ -3,16 +3,19 @@
 import contextlib
 import logging
 import os
+import signal
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from queue import Empty, SimpleQueue
 from threading import Lock, Timer
+from types import FrameType
 from typing import Any, Final, Self
 
-from prefect import get_run_logger, task
+from prefect import get_run_logger, runtime, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.exceptions import TerminationSignal
@@ -96,7 +99,7 @@ def run_plan(
     State
         Completed, with the report as a document; or Failed, with one sentence and the error itself.
     """
-    with forward_warnings():
+    with told_once(), forward_warnings():
         try:
             with known_errors():
                 settings = load_settings(data)
@@ -119,6 +122,27 @@ def fail(exc: HeatpipeError) -> State[Any]:
     for name in ("prefect.flow_runs", "prefect.engine"):  # a run's own process raises it after all, and logs that
         logging.getLogger(name).addFilter(_is_no_known_error)
     return Failed(message=str(exc), data=exc)
+
+
+@contextlib.contextmanager
+def told_once() -> Iterator[None]:
+    """Let the first SIGTERM end what is done, and the others neither hurt nor hurry: Prefect raises with each.
+
+    Not in a process of a worker, which tells it once: Prefect would take a run that was cancelled for one that crashed.
+    """
+    known = signal.getsignal(signal.SIGTERM)
+    here = threading.current_thread() is threading.main_thread() and runtime.deployment.id is None
+    if not here or not callable(known):
+        yield
+        return
+
+    def receive(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        known(number, frame)
+
+    signal.signal(signal.SIGTERM, receive)
+    yield
+    signal.signal(signal.SIGTERM, known)  # of one that has come, Prefect itself tells whoever waited for it before
 
 
 @contextlib.contextmanager

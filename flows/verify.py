@@ -18,7 +18,7 @@ from flows.account import Gauge, show_findings
 from flows.command import NO_FLAGS, FlowFlags, make_app, run_flow
 from flows.form import Text, name_run, read_last, read_targets
 from flows.settings import load_settings
-from flows.slabs import SHOWN_EVERY_S, fail, forward_warnings, known_errors
+from flows.slabs import SHOWN_EVERY_S, fail, forward_warnings, known_errors, told_once
 from heatpipe import cli
 from heatpipe.config import Settings
 from heatpipe.errors import DatasetError, HeatpipeError
@@ -50,7 +50,7 @@ def verify(
         last: Newest days, as a length such as 36h, 7d or 2w, counted when the run starts. Empty for all days.
         data: Folder of the dataset, an absolute path where the flow runs. Empty for that of HEATPIPE_DATA there.
     """
-    with forward_warnings():
+    with told_once(), forward_warnings():
         try:
             with known_errors():
                 settings = load_settings(data)
