@@ -13,19 +13,19 @@ import pytest
 from playwright.sync_api import Page, expect
 
 import heatpipe
+from heatpipe.model import Series
+from heatpipe.store import Store
 from tests.flows.conftest import until
 from tests.flows.test_ui import answer, children, scheduled
 from tests.ui.rig import Form, Run, Ui
 
 
 def covered_minutes(root: Path, coin: str) -> tuple[datetime, datetime, int]:
-    """Return the first and the last minute on disk, and how many there are."""
-    rows = heatpipe.scan(str(root), coin=coin)
-    bounds = rows.select(
-        first=pl.col("timestamp").min(), last=pl.col("timestamp").max(), minutes=pl.col("timestamp").n_unique()
-    )
-    first, last, minutes = bounds.collect().row(0)
-    return first, last, minutes
+    """Return the first and the last minute on disk, and how many there are; some of the market's have no levels."""
+    store, series = Store(str(root)), Series(coin)
+    covered = store.covered(series, store.days(series))
+    first, end = (datetime.fromtimestamp(at, UTC) for at in covered.hull)
+    return first, end - timedelta(minutes=1), covered.seconds // 60
 
 
 @pytest.mark.parametrize("deployment", ["backfill", "update", "verify"])
