@@ -127,6 +127,8 @@ class _Handler(socketserver.StreamRequestHandler):
                 name, _, value = line.partition(":")
                 headers[name.lower()] = value.strip()
             self._answer(target[0], headers)
+            if headers.get("connection", "").lower() == "close":
+                return
 
     def _answer(self, target: str, headers: dict[str, str]) -> None:
         path, query = urlsplit(target).path, dict(parse_qs(urlsplit(target).query))
