@@ -8,6 +8,7 @@ import socket
 import struct
 import zlib
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from io import SEEK_END
 from typing import BinaryIO, cast
 
@@ -158,7 +159,8 @@ class BadlySent(Written):
 def _reset(transport: asyncio.Transport) -> None:
     """End the connection with an RST: what is not sent yet is thrown away."""
     connection = transport.get_extra_info("socket")
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    with suppress(OSError):  # whoever asked has gone already
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     transport.abort()
 
 

@@ -488,6 +488,17 @@ def test_a_reset_is_a_reset() -> None:
     assert [(entry.status, entry.fault) for entry in ledger] == [(0, "reset"), (200, "")]
 
 
+def test_a_reset_of_a_connection_that_is_gone_is_no_fault_of_the_sandboxs(caplog: pytest.LogCaptureFixture) -> None:
+    """As a client is that was killed while it waited."""
+    with sandbox(Rule(faults.RESET, times=5), latency_s=0.3) as (http, ledger):
+        for _ in range(5):
+            raw(http).close()
+        while len(ledger) < 5:
+            time.sleep(0.05)
+        time.sleep(0.2)
+    assert "the sandbox failed" not in caplog.text
+
+
 def test_a_cut_ends_before_its_length() -> None:
     with sandbox(Rule(faults.CUT, times=1)) as (http, ledger):
         with raw(http) as connection:
