@@ -30,8 +30,13 @@ FOOTER_VERSION: Final = 1
 SEAL_KEY: Final = b"heatpipe.seal"
 SEAL_BYTES: Final = 32
 CAPPED_KEY: Final = b"heatpipe.capped"
+MOST_QUOTED: Final = 300
+"""Characters of what is wrong with a footer, that a message repeats."""
 COUNT: Final = re.compile(rb"0|[1-9][0-9]{0,17}")
 
+SPARE_ROWS: Final = 1 << 19
+"""Rows that a day may have beyond a snapshot of full depth in each interval, which is all that real ones have: an
+upstream may send more, as long as it says when."""
 MOST_BYTES_PER_ROW: Final = 32
 """Three columns of eight bytes, and what Parquet puts around them: no compression makes more of it."""
 MOST_FOOTER_BYTES: Final = 1 << 20
@@ -364,7 +369,9 @@ def decode_footer(metadata: Mapping[bytes, bytes] | None, path: str) -> Footer:
             capped=_read_count((metadata or {}).get(CAPPED_KEY)),
         )
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, ConfigError) as exc:
-        raise DamagedError(f"{path} has a footer that cannot be read: {exc!r}", path) from exc
+        said = repr(exc)  # which may quote all of it
+        said = said if len(said) <= MOST_QUOTED else f"{said[:MOST_QUOTED]}…"
+        raise DamagedError(f"{path} has a footer that cannot be read: {said}", path) from exc
 
 
 def _read_count(text: bytes | None) -> int | None:
@@ -392,8 +399,8 @@ def _read_spans(pairs: Iterable[Iterable[Any]], interval_s: int) -> Spans:
 
 
 def most_rows(series: Series) -> int:
-    """Return how many rows a day can have."""
-    return series.depth * (DAY_S // series.interval_s)
+    """Return how many rows a day can have: one that has more is not written, and whatever announces more is damaged."""
+    return SPARE_ROWS + series.depth * (DAY_S // series.interval_s)
 
 
 def check_size(size_bytes: int, series: Series, path: str) -> None:
@@ -418,7 +425,7 @@ def check_announced(metadata: Any, series: Series, path: str) -> None:
     if metadata.num_columns != len(SCHEMA):
         raise DamagedError(f"{path} announces {metadata.num_columns:,} columns, not {len(SCHEMA)}", path)
     most = most_rows(series)
-    if metadata.num_rows > most:
+    if not 0 <= metadata.num_rows <= most:
         raise DamagedError(f"{path} announces {metadata.num_rows:,} rows, a day of {series} has at most {most:,}", path)
     groups = map(metadata.row_group, range(metadata.num_row_groups))
     size = sum(group.column(number).total_uncompressed_size for group in groups for number in range(len(SCHEMA)))

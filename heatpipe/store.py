@@ -471,8 +471,17 @@ class Store:
         -------
         int or None
             Its size in bytes; None where it was not replaced.
+
+        Raises
+        ------
+        UnreadableError
+            It has more rows than a day can have.
         """
         path = self._path(day.series, day.number)
+        rows, most = day.snapshots.rows, layout.most_rows(day.series)
+        if rows > most:  # nobody would take it for a day
+            said = f"it would have {rows:,} rows, and a day of {day.series} has {most:,} at most"
+            raise UnreadableError(f"{path} cannot be written: {said}", str(path))
         try:
             data = encode_file(day)
         except (OSError, RuntimeError, pa.ArrowException) as exc:  # as libraries say that there was no memory

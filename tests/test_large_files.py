@@ -18,11 +18,26 @@ import pyarrow.parquet as pq
 import pytest
 
 from heatpipe import layout
-from heatpipe.layout import Footer
-from heatpipe.model import Coverage, Series, Spans, day_span
+from heatpipe.errors import UnreadableError
+from heatpipe.ingest import backfill
+from heatpipe.layout import Day, Footer
+from heatpipe.model import Coverage, Series, Snapshots, Spans, day_span
+from heatpipe.plan import plan_slabs
 from heatpipe.sandbox import Market, Options, Tier, serve
-from heatpipe.store import PARQUET
-from tests.conftest import DAY, TODAY, read_tree
+from heatpipe.store import PARQUET, Store
+from heatpipe.verify import verify_files
+from tests.conftest import (
+    DAY,
+    TODAY,
+    Asked,
+    Clock,
+    MakeSettings,
+    MakeUpstream,
+    document,
+    http,
+    plain_levels,
+    read_tree,
+)
 
 MOST_MIB: Final = 600
 MOST_CPU_S: Final = 10
@@ -86,6 +101,7 @@ def many_rows(path: Path) -> None:
 
 def many_columns(path: Path) -> None:
     write(path, pa.table({f"c{number}": [1.0] for number in range(20_000)}), compression_level=1, column_encoding=None)
+    path.write_bytes(path.read_bytes().replace(layout.SEAL_KEY, b"heatpipe.sale"))  # sealed, it would be no damage
 
 
 def long_words(path: Path) -> None:
@@ -209,3 +225,32 @@ def test_no_file_takes_more_memory_or_time_than_a_day_may(
     (aside,) = (root / "_quarantine").rglob(f"*{layout.ASIDE}")
     assert aside.stat().st_size == harmed
     assert sum(file.stat().st_blocks * 512 for file in tmp_path.rglob("*") if file.is_file()) < 200 << 20
+
+
+def twice(asked: Asked) -> bytes:
+    """Two snapshots of full depth in every minute: the contract allows it, though none has been seen."""
+    starts = (start + second for start in asked.starts for second in (0, 30))
+    return http(body=document(asked, {start: plain_levels(start) for start in starts}))
+
+
+def test_a_day_of_more_snapshots_than_intervals_is_paid_for_once(
+    upstream: MakeUpstream, settings: MakeSettings
+) -> None:
+    chosen, series = settings(upstream(twice).url), Series("BTC", depth=2)
+    reports = [backfill(series, TODAY - DAY, TODAY, settings=chosen, clock=Clock()) for _ in range(2)]
+    assert [(report.requests, report.failures) for report in reports] == [(2, ()), (0, ())]
+    findings = verify_files(Store(chosen.root))
+    assert (findings.rows, findings.problems) == (5760, ())
+
+
+def test_no_day_is_written_that_would_be_taken_for_damaged(tmp_path: Path) -> None:
+    rows = layout.most_rows(SERIES) + 1
+    span = day_span(NUMBER)
+    stamp, levels = np.array([span.start * 1_000_000]), np.array([rows])
+    day = Day(
+        SERIES, NUMBER, Snapshots(stamp, levels, np.arange(1.0, rows + 1), np.zeros(rows)), Coverage(Spans.of([span]))
+    )
+    (slab,) = plan_slabs(SERIES, span)
+    with pytest.raises(UnreadableError, match=r"part-0.parquet cannot be written: it would have 524,409 rows"):
+        Store(str(tmp_path)).write_day(day, slab)
+    assert not list(tmp_path.rglob("*.parquet"))
