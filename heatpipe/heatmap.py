@@ -109,6 +109,9 @@ def build_heatmap(root: str, series: Series, span: Span, *, store: Store | None 
     footers, barred = store.footers(series, days_of(span))
     for exc in barred.values():
         raise exc
+    with _naming_damage():
+        for day in footers:
+            store.check_pages(series, day)  # polars takes a file's word for it
     bounds = (datetime.fromtimestamp(at, UTC) if at in SECONDS else None for at in span)
     rows = scan_series(store, [series], *bounds, days=footers).select("timestamp", "price", "volume")
     time_edges = _time_edges(span, series.interval_s)
@@ -162,10 +165,17 @@ def _read_bounds(store: Store, footers: Mapping[int, Footer]) -> Iterator[Bounds
         intervals = footer.coverage.present.seconds // footer.series.interval_s
         may_be_capped = footer.capped != 0 and footer.rows >= footer.series.depth
         if may_be_capped or footer.snapshots > intervals:
-            try:
-                yield store.read_bounds(footer.series, day)
-            except DamagedError as exc:
-                raise DatasetError(f"{exc}; see heatpipe verify", exc.path) from exc
+            with _naming_damage():
+                found = store.read_bounds(footer.series, day)
+            yield found
+
+
+@contextmanager
+def _naming_damage() -> Iterator[None]:
+    try:
+        yield
+    except DamagedError as exc:
+        raise DatasetError(f"{exc}; see heatpipe verify", exc.path) from exc
 
 
 def _count_known(

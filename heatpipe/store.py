@@ -48,6 +48,7 @@ from heatpipe.errors import ConfigError, DamagedError, DatasetError, LockedError
 from heatpipe.layout import Bounds, Day, Footer
 from heatpipe.lock import Lock
 from heatpipe.model import ALL_DAYS, DAY_S, Coverage, Series, Span, Spans, days_of
+from heatpipe.pages import AnnouncedError, ReadAt, measure_pages
 from heatpipe.plan import Slab, slab_days
 
 TMP: Final = "_tmp"
@@ -79,6 +80,11 @@ PARQUET: Final[dict[str, Any]] = {
 ROWS_PER_GROUP: Final = 8 * 131_072
 PARQUET_END: Final = bytes(4) + b"PAR1"
 """The length of the metadata stands there, then this word."""
+MOST_PAGE_BYTES: Final = 32 << 20
+"""Of a page when it is inflated: twice what `PARQUET` allows."""
+MOST_PAGES: Final = 1000
+LEAST_IN_A_PAGE: Final = 1000
+"""Rows, on average, but for the first pages."""
 MOST_LISTED: Final = 10_000
 """Most members of any list in the metadata."""
 
@@ -393,6 +399,18 @@ class Store:
         path = self._path(series, day)
         with read_errors(path):
             return layout.decode_bounds(_read_columns(path, series, ["timestamp", "price"]))
+
+    def check_pages(self, series: Series, day: int) -> None:
+        """Raise an error where a day's pages are larger than its rows: for readers who take a file's word for it.
+
+        Raises
+        ------
+        DamagedError, UnreadableError
+            They are, or cannot be read.
+        """
+        path = self._path(series, day)
+        with read_errors(path):
+            _read_part(path, series, partial(_open_columns, path, series))
 
     def covered(self, series: Series, days: Iterable[int]) -> Spans:
         """Return what is covered of some days."""
@@ -825,6 +843,7 @@ def decode_file(data: bytes, series: Series, day: int, path: str) -> tuple[pa.Ta
     layout.check_announced(file.metadata, series, path)
     layout.check_seal(data, path)
     with _parsing(data, path):
+        _measure(file.metadata, len(data), partial(_read_bytes, memoryview(data)))
         return file.read(use_threads=False), footer
 
 
@@ -847,14 +866,53 @@ def _parse_metadata(source: Any) -> pq.FileMetaData:
 
 def _read_columns(path: Path, series: Series, names: list[str]) -> pa.Table:
     """Return some columns of a day's file; of its seal and its digest nothing is known."""
+    return _read_part(
+        path,
+        series,
+        lambda source: _open_columns(path, series, source).read(columns=names, use_threads=False),
+    )
 
-    def parse(source: Any) -> pa.Table:
-        file = _open_parquet(source)
-        layout.check_columns(file.schema_arrow, str(path))
-        layout.check_announced(file.metadata, series, str(path))
-        return file.read(columns=names, use_threads=False)
 
-    return _read_part(path, series, parse)
+def _open_columns(path: Path, series: Series, source: Any) -> pq.ParquetFile:
+    """Open a day's file of which no column, and no page, is more than its rows can be."""
+    file = _open_parquet(source)
+    layout.check_columns(file.schema_arrow, str(path))
+    layout.check_announced(file.metadata, series, str(path))
+
+    def read_at(size: int, at: int) -> bytes:
+        source.seek(at)
+        found: bytes = source.read(size)
+        return found
+
+    _measure(file.metadata, source.seek(0, os.SEEK_END), read_at)
+    return file
+
+
+def _read_bytes(data: memoryview, size: int, at: int) -> memoryview:
+    return data[at : at + size]
+
+
+def _measure(metadata: pq.FileMetaData, size: int, read_at: ReadAt) -> None:
+    """Raise an AnnouncedError where the parts of a file do not sum up to it, or its pages to more than its rows."""
+    rows = pages = inflated = 0
+    most = MOST_PAGES + metadata.num_rows // LEAST_IN_A_PAGE
+    for group in map(metadata.row_group, range(metadata.num_row_groups)):
+        rows += group.num_rows
+        for column in map(group.column, range(group.num_columns)):
+            start = column.data_page_offset
+            if not start and not group.num_rows:  # as Arrow writes down that there are no pages
+                continue
+            if column.has_dictionary_page and 0 < column.dictionary_page_offset < start:
+                start = column.dictionary_page_offset
+            stop = start + column.total_compressed_size
+            if not 0 <= start <= stop <= size or not 0 <= group.num_rows == column.num_values:
+                raise AnnouncedError("its footer says what cannot be of its columns")
+            found = measure_pages(read_at, start, stop, most=most - pages, most_inflated=MOST_PAGE_BYTES)
+            pages, inflated = pages + found[0], inflated + found[1]
+    if rows != metadata.num_rows:
+        raise AnnouncedError(f"its row groups have {rows:,} rows, its footer says {metadata.num_rows:,}")
+    if inflated > layout.MOST_BYTES_PER_ROW * rows + layout.MOST_FOOTER_BYTES:
+        raise AnnouncedError(f"its pages have {inflated:,} bytes when inflated, which are too many for {rows:,} rows")
 
 
 def _open_parquet(source: Any) -> pq.ParquetFile:

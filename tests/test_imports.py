@@ -28,6 +28,7 @@ ORDER = (
     "decode",
     "finality",
     "fetch",
+    "pages",
     "layout",
     "disk",
     "lock",

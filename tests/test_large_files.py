@@ -26,6 +26,7 @@ from heatpipe.plan import plan_slabs
 from heatpipe.sandbox import Market, Options, Tier, serve
 from heatpipe.store import PARQUET, Store
 from heatpipe.verify import verify_files
+from tests import thrift
 from tests.conftest import (
     DAY,
     TODAY,
@@ -38,6 +39,7 @@ from tests.conftest import (
     plain_levels,
     read_tree,
 )
+from tests.thrift import INT, LONG, STRUCT
 
 MOST_MIB: Final = 600
 MOST_CPU_S: Final = 10
@@ -225,6 +227,93 @@ def test_no_file_takes_more_memory_or_time_than_a_day_may(
     (aside,) = (root / "_quarantine").rglob(f"*{layout.ASIDE}")
     assert aside.stat().st_size == harmed
     assert sum(file.stat().st_blocks * 512 for file in tmp_path.rglob("*") if file.is_file()) < 200 << 20
+
+
+# --- pages that are larger than their footer says ------------------------------------------------------------------
+
+
+def page(size: int, *, dictionary: bool = False) -> bytes:
+    """A page of a few kilobytes that is inflated to so many zeros."""
+    sink = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(sink, "zstd") as packer:
+        for _ in range(size >> 20):
+            packer.write(bytes(1 << 20))
+    body = bytes(sink.getvalue())
+    kind, place, counts = (2, 7, {2: (INT, 0)}) if dictionary else (0, 5, {2: (INT, 0), 3: (INT, 3), 4: (INT, 3)})
+    values = {1: (INT, size // 8 if dictionary else 120)}
+    header = {1: (INT, kind), 2: (INT, size), 3: (INT, len(body)), place: (STRUCT, values | counts)}
+    return thrift.write(STRUCT, header) + body
+
+
+NO_PAGE: Final = thrift.write(STRUCT, {1: (INT, 0), 2: (INT, 0), 3: (INT, 0), 5: (STRUCT, {1: (INT, 0)})})
+
+
+def put_pages(path: Path, pages: bytes, *, dictionary: bool = False) -> None:
+    """Put other pages behind a day's, and let its footer name them: the volumes, or the dictionary of the prices."""
+    data = path.read_bytes()
+    size = int.from_bytes(data[-8:-4], "little") + 8
+    old, footer = data[:-size], thrift.read(data[-size:])[0]
+    (group,) = footer[4][1][1]
+    _, columns = group[1][1]
+    column = columns[1 if dictionary else 2][3][1]
+    column[7], column[9] = (LONG, len(pages)), (LONG, len(old))
+    if dictionary:
+        start = column[11][1]
+        values = old[data_page_of(path) : start + column_size(path)]
+        column[7], column[9], column[11] = (LONG, len(pages + values)), (LONG, len(old + pages)), (LONG, len(old))
+        pages += values
+    end = thrift.write(STRUCT, footer)
+    path.write_bytes(old + pages + end + struct.pack("<I", len(end)) + b"PAR1")
+
+
+def data_page_of(path: Path) -> int:
+    return int(pq.read_metadata(path).row_group(0).column(1).data_page_offset)
+
+
+def column_size(path: Path) -> int:
+    return int(pq.read_metadata(path).row_group(0).column(1).total_compressed_size)
+
+
+PAGES: Final[dict[str, tuple[Callable[[Path], None], str]]] = {
+    "a page of 1 GB": (lambda path: put_pages(path, page(1 << 30)), "a page says that it has 1,073,741,824 bytes"),
+    "a dictionary of 1 GB": (
+        lambda path: put_pages(path, page(1 << 30, dictionary=True), dictionary=True),
+        "a page says that it has 1,073,741,824 bytes",
+    ),
+    "pages of 4 GB": (lambda path: put_pages(path, page(16 << 20) * 256), "when inflated, which are too many"),
+    "many pages": (lambda path: put_pages(path, NO_PAGE * 100_000), "a column has more pages than its rows fill"),
+}
+
+
+@pytest.mark.parametrize("sealed", [False, True], ids=["unsealed", "sealed"])
+@pytest.mark.parametrize("name", PAGES)
+def test_no_page_is_inflated_that_is_larger_than_its_rows(
+    name: str, sealed: bool, environment: dict[str, str], tmp_path: Path
+) -> None:
+    """A footer may be right, and a page's own header be wrong; a seal vouches for no page."""
+    harm, cause = PAGES[name]
+    run(tmp_path, environment, "-m", "heatpipe", "backfill", *span_of("backfill"))
+    sound = read_tree(tmp_path / "data" / layout.TABLE)
+    path = tmp_path / "data" / layout.day_path(SERIES, NUMBER)
+    harm(path)
+    if sealed:
+        data = bytearray(path.read_bytes())
+        layout.seal(data)
+        path.write_bytes(data)
+    for command, arguments, expected in (
+        ("verify", ["verify"], 3),
+        ("heatmap", ["heatmap", "--output", "picture.png"], 1),
+        ("backfill", ["backfill", "--refetch"], 1 if sealed else 0),
+    ):
+        code, said, peak, cpu = run(tmp_path, environment, "-m", "heatpipe", *arguments, *span_of(command))
+        assert (code, "Traceback" in said) == (expected, False), said
+        assert cause in said or (command != "heatmap" and not sealed), said
+        assert 0 < peak < MOST_MIB, command
+        assert cpu < MOST_CPU_S, command
+    assert (read_tree(tmp_path / "data" / layout.TABLE) == sound) is not sealed
+
+
+# --- what may be written ------------------------------------------------------------------------------------------
 
 
 def twice(asked: Asked) -> bytes:
