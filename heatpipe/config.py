@@ -34,6 +34,8 @@ HTTP_HEADERS: Final = re.compile(
 """What HTTP, or a proxy on the way, reads for its own ends. Not Authorization: that is for keys."""
 MOST_FILE_BYTES: Final = 4 << 20
 """A configuration of 5,000 coins takes a hundredth of it."""
+MOST_DOTS: Final = 100
+"""In a line: of a key with more parts the parser makes as many keys, each longer by one, which takes the square."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -348,8 +350,12 @@ def _read_environment(environment: Mapping[str, str]) -> dict[str, Any]:
 def _read_file(file: str) -> dict[str, Any]:
     if problem := _path_problem(file):
         raise ConfigError(f"--config: {problem}")
+    text = _read_text(file)
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.count(".") > MOST_DOTS and not line.lstrip().startswith("#"):
+            raise ConfigError(f"{file} is no configuration: line {number} has more than {MOST_DOTS} dots")
     try:
-        document = tomllib.loads(_read_text(file))
+        document = tomllib.loads(text)
     except (ValueError, RecursionError) as exc:
         raise ConfigError(f"{file} is not TOML: {exc}") from exc
     tables: dict[str, Any] = {spec.table: {} for spec in _FIELDS.values()} | {"series": {}}

@@ -298,6 +298,15 @@ def test_what_is_no_file_of_a_reasonable_size_is_refused_and_not_read(tmp_path: 
         assert says in refusal(lambda file=file: load(file=file))  # type: ignore[misc]
 
 
+def test_a_key_of_many_parts_which_would_take_all_memory_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "dots.toml"
+    for text in ("# " + "." * 2000 + "\n" + "a." * 2000 + "a = 1", "\n[" + "a." * 2000 + "a]"):
+        file.write_text(text)
+        assert refusal(lambda: load(file=str(file))).endswith("is no configuration: line 2 has more than 100 dots")
+    file.write_text("# " + "." * 2000)
+    assert load(file=str(file)).targets == ()
+
+
 def test_a_byte_order_mark_and_a_dos_end_of_line_are_read(tmp_path: Path) -> None:
     file = tmp_path / "windows.toml"
     file.write_bytes(b"\xef\xbb\xbf[api]\r\nburst = 77\r\n")
