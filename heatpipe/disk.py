@@ -19,8 +19,8 @@ from heatpipe.errors import DatasetError, UnreadableError
 PIECE_BYTES: Final = 1 << 20
 NOT_KNOWN: Final = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 """What a file system says that does not know what it is asked for."""
-PUTS: Final = 3
-"""How often a file is written where what is written vanishes before it is whole."""
+TRIES: Final = 3
+"""How often a file is written, or a folder made, that vanishes at the same moment."""
 
 LOG: Final = logging.getLogger("heatpipe")
 
@@ -39,7 +39,7 @@ class Disk:
 
         `may_replace` has the last word, when all is written but the name; returns what it said.
         """
-        for _ in range(PUTS - 1):
+        for _ in range(TRIES - 1):
             with contextlib.suppress(FileNotFoundError):  # somebody has removed the temporary file, or its folder
                 return self._put(path, data, temporary, may_replace)
         return self._put(path, data, temporary, may_replace)
@@ -73,9 +73,16 @@ class Disk:
 
     def make_folders(self, folder: Path) -> None:
         """Make a folder and those above it, each synced into its parent: a crash must not lose the way to a file."""
+        for _ in range(TRIES):
+            # what mkdir finds there may be removed before it is looked at, and so may the folder above
+            with contextlib.suppress(FileExistsError, FileNotFoundError):
+                return self._make_folders(folder)
+        return self._make_folders(folder)
+
+    def _make_folders(self, folder: Path) -> None:
         if folder.is_dir():
             return
-        self.make_folders(folder.parent)
+        self._make_folders(folder.parent)
         folder.mkdir(exist_ok=True)
         self.sync_folder(folder.parent)
 

@@ -4,6 +4,7 @@ The small disk is a tmpfs in a mount namespace of its own, which ends with the t
 root nor an unprivileged user may have one, those tests are skipped; limits and obstacles need nothing.
 """
 
+import errno
 import json
 import os
 import shutil
@@ -17,6 +18,7 @@ from typing import Final
 
 import pytest
 
+from heatpipe import disk as disks
 from heatpipe.cli import app, run
 from heatpipe.config import Settings
 from heatpipe.ingest import backfill
@@ -492,6 +494,21 @@ def test_a_root_far_below_what_there_is_is_made(heatpipe_here: Heatpipe, tmp_pat
     ended = heatpipe_here("backfill", *asked_for(HOURLY, START, START + DAY), root=root)
     assert (ended.returncode, ended.stderr) == (0, "")
     assert len(days_on_disk(root)) == 1
+
+
+def test_a_folder_that_another_program_makes_and_removes_at_the_same_moment_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    really, left = os.mkdir, iter(range(2))
+
+    def make(path: Path, mode: int = 0o777) -> None:
+        if next(left, None) is not None:  # there when it is made, gone when it is looked at
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+        really(path, mode)
+
+    monkeypatch.setattr(os, "mkdir", make)
+    disks.Disk().make_folders(tmp_path / "one" / "two")
+    assert (tmp_path / "one" / "two").is_dir()
 
 
 def test_a_folder_in_the_place_of_a_record_is_named_when_it_is_needed(
